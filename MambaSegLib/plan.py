@@ -1,0 +1,196 @@
+"""What a trained model expects and how its network is built: data, never code.
+
+The records here are stored in a bundle's `bundle.json` and written by training; both sides read the same ones.
+Triples are in array order (Z, Y, X).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Triple = tuple[float, float, float]
+IntTriple = tuple[int, int, int]
+OptionValue = str | int | float | bool | tuple[str, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One resolution level of a U-Net encoder.
+
+    Attributes:
+        features: Channels of this stage.
+        stride: Downsampling on entering the stage, per axis.
+        kernel: Convolution kernel, per axis.
+        blocks: Residual (or plain convolution) blocks in the encoder.
+        decoder_blocks: Blocks of the decoder at the same resolution; ignored for the deepest stage.
+    """
+
+    features: int
+    stride: IntTriple
+    kernel: IntTriple
+    blocks: int
+    decoder_blocks: int = 1
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Everything `networks.create_network` needs.
+
+    Attributes:
+        name: A name of the network table, see `networks.list_networks`.
+        in_channels: Image channels.
+        out_channels: Classes including background.
+        patch_size: Input size the network is trained with.
+        stages: Finest resolution first.
+        deep_supervision: Whether the coarser decoder stages have a head, too.
+        options: Further settings the network's builder knows and checks.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    patch_size: IntTriple
+    stages: tuple[StagePlan, ...]
+    deep_supervision: bool = True
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How one channel's intensities are brought to the range the network knows; nnU-Net's schemes.
+
+    Attributes:
+        scheme: "ct" clips to [lower, upper] and standardizes with the data set's mean and std; "zscore" standardizes
+            with the case's own mean and std; "rescale" maps the case's minimum and maximum to 0 and 1; "none".
+        masked: For "zscore": take mean and std over the nonzero region only, and leave 0 outside it.
+        lower: For "ct": 0.5th percentile of the foreground intensities of the training set.
+        upper: For "ct": 99.5th percentile.
+        mean: For "ct": mean of the foreground intensities.
+        std: For "ct": standard deviation of the foreground intensities.
+    """
+
+    scheme: Literal["ct", "zscore", "rescale", "none"]
+    masked: bool = False
+    lower: float = 0.0
+    upper: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One input channel.
+
+    Attributes:
+        name: As in `FLAIR=image.nii.gz` on the command line.
+        normalization: Its intensity normalization.
+        modality: "MR", "CT", "PT", ... for the person who chooses an image; may be empty.
+    """
+
+    name: str
+    normalization: Normalization
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept, e.g. ("SCT", "123037004", "Anatomical Structure")."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Terminology:
+    """What a segment is, in DICOM's terms: 3D Slicer shows and exports it.
+
+    Attributes:
+        category: e.g. Anatomical Structure.
+        type: e.g. Hippocampus.
+        type_modifier: e.g. Right.
+    """
+
+    category: Code
+    type: Code
+    type_modifier: Code | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure the network segments.
+
+    Attributes:
+        value: Voxel value in the label map, 1 or more; 0 is background.
+        name: What a person calls it.
+        color: Red, green, blue, 0-255.
+        terminology: Its coded meaning, where one is known.
+    """
+
+    value: int
+    name: str
+    color: IntTriple
+    terminology: Terminology | None = None
+
+
+@dataclass(frozen=True)
+class IntensityRange:
+    """Percentiles of one channel over the training set, before normalization; None where scales are arbitrary (MR)."""
+
+    percentile_00_5: float
+    median: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training images were like; a prediction on an image unlike them comes with a notice.
+
+    Attributes:
+        spacing_min_mm: Smallest voxel size seen, per axis of the plan's orientation.
+        spacing_max_mm: Largest voxel size seen.
+        extent_min_mm: Smallest field of view seen.
+        extent_max_mm: Largest field of view seen.
+        intensities: Per channel; empty where intensity scales mean nothing (MR).
+    """
+
+    spacing_min_mm: Triple
+    spacing_max_mm: Triple
+    extent_min_mm: Triple
+    extent_max_mm: Triple
+    intensities: tuple[IntensityRange, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume becomes network input and network output becomes labels.
+
+    Attributes:
+        orientation: Anatomical directions in which the array axes (Z, Y, X) of the network's input grow, one letter of
+            L/R, A/P, S/I each: "SPL" is the usual axial stack. Volumes are brought to it by flips and axis swaps.
+        spacing_mm: Voxel size the network works at.
+        channels: In the order the network takes them.
+        labels: Structures, background left out, by increasing value.
+        network: The network.
+        crop_to_nonzero: Crop the empty (zero) margin first, as nnU-Net does.
+        mirror_axes: Axes along which training mirrored; the only ones test-time mirroring may use.
+        keep_largest: Values of labels of which only the largest connected component is kept.
+        fingerprint: What the training images were like.
+    """
+
+    orientation: str
+    spacing_mm: Triple
+    channels: tuple[Channel, ...]
+    labels: tuple[Label, ...]
+    network: NetworkPlan
+    crop_to_nonzero: bool = True
+    mirror_axes: tuple[int, ...] = ()
+    keep_largest: tuple[int, ...] = ()
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def patch_size(self) -> IntTriple:
+        """Size of the tiles the network sees, in voxels."""
+        return self.network.patch_size

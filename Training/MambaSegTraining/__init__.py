@@ -1,0 +1,1 @@
+"""Reproducible training of the networks in MambaSegLib: data set to cross-validated bundle."""
