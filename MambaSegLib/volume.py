@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from MambaSegLib.plan import IntTriple, Label, Triple
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from MambaSegLib.plan import IntTriple, Label, Triple
-
 Array = np.ndarray[Any, np.dtype[Any]]
-Matrix = tuple[Triple, Triple, Triple] if TYPE_CHECKING else tuple
+Matrix = tuple[Triple, Triple, Triple]
 
 
 @dataclass(frozen=True)
