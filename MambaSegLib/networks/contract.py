@@ -1,0 +1,44 @@
+"""What every network of the table is: the base class that holds the contract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from MambaSegLib.plan import IntTriple
+
+
+class SegmentationNetwork(nn.Module):
+    """Maps an image to class logits.
+
+    Attributes:
+        deep_supervision: Compute the coarser outputs, too. Needed for training only.
+    """
+
+    deep_supervision: bool
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Segment a batch.
+
+        Args:
+            image: (B, C, Z, Y, X), normalized intensities.
+
+        Returns:
+            Logits (B, K, Z', Y', X'), finest first; the first has the image's size. One without deep supervision.
+        """
+        raise NotImplementedError
+
+
+def require_divisible(shape: tuple[int, ...], divisor: IntTriple) -> None:
+    """Refuse a patch the strides do not divide, in words instead of a size mismatch deep inside.
+
+    Raises:
+        ValueError: If an axis is not a multiple of the product of its strides.
+    """
+    if any(size % step for size, step in zip(shape, divisor, strict=True)):
+        msg = (
+            f"patch {tuple(shape)} must be a multiple of {divisor} (the product of the network's strides) on each axis"
+        )
+        raise ValueError(msg)

@@ -1,0 +1,152 @@
+"""Building blocks of the residual U-Nets: as nnU-Net's ResidualEncoderUNet, with a residual decoder.
+
+Written after the description of dynamic-network-architectures' `BasicBlockD`, `ResidualEncoder` and `UNetResDecoder`
+(Isensee et al., nnU-Net); parameter counts are tested against those classes' published counts.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from MambaSegLib.plan import IntTriple, NetworkPlan, StagePlan
+
+NEGATIVE_SLOPE = 0.01
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, bias: bool) -> nn.Sequential:
+    """Convolution that keeps the size (but for its stride), then instance normalization."""
+    padding = tuple((size - 1) // 2 for size in kernel)
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias),
+        nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True),
+    )
+
+
+def activation() -> nn.LeakyReLU:
+    """LeakyReLU as nnU-Net uses it."""
+    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut; a strided shortcut averages before it projects ("ResNet-D")."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple = (1, 1, 1)) -> None:
+        """Build the block; the shortcut is the identity where shape and channels stay."""
+        super().__init__()
+        self.first = nn.Sequential(conv_norm(in_channels, out_channels, kernel, stride, bias=True), activation())
+        self.second = conv_norm(out_channels, out_channels, kernel, (1, 1, 1), bias=True)
+        shortcut: list[nn.Module] = []
+        if stride != (1, 1, 1):
+            shortcut.append(nn.AvgPool3d(stride, stride))
+        if in_channels != out_channels:
+            shortcut.append(conv_norm(in_channels, out_channels, (1, 1, 1), (1, 1, 1), bias=False))
+        self.shortcut = nn.Sequential(*shortcut)
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> (B, C', Z', Y', X')."""
+        y: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
+        return y
+
+
+def residual_blocks(
+    in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, blocks: int
+) -> nn.Sequential:
+    """Blocks of one resolution; the first takes the stride and the change of channels."""
+    rest = [ResidualBlock(out_channels, out_channels, kernel) for _ in range(blocks - 1)]
+    return nn.Sequential(ResidualBlock(in_channels, out_channels, kernel, stride), *rest)
+
+
+class ResidualEncoder(nn.Module):
+    """Stem and residual stages; `after_stage[s]` may change a stage's features before they go on and into the skip."""
+
+    def __init__(self, in_channels: int, stages: Sequence[StagePlan], after_stage: Sequence[nn.Module]) -> None:
+        """Build one stage per entry of `stages`."""
+        super().__init__()
+        first = stages[0]
+        self.stem = nn.Sequential(
+            conv_norm(in_channels, first.features, first.kernel, (1, 1, 1), bias=True), activation()
+        )
+        inputs = [first.features, *(stage.features for stage in stages[:-1])]
+        self.stages = nn.ModuleList(
+            residual_blocks(channels, stage.features, stage.kernel, stage.stride, stage.blocks)
+            for channels, stage in zip(inputs, stages, strict=True)
+        )
+        self.after_stage = nn.ModuleList(after_stage)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the features of every stage, finest first."""
+        x = self.stem(x)
+        features = []
+        for stage, after in zip(self.stages, self.after_stage, strict=True):
+            x = after(stage(x))
+            features.append(x)
+        return features
+
+
+class ResidualDecoder(nn.Module):
+    """Transposed convolution, concatenation with the skip, residual blocks, and a head, per resolution."""
+
+    def __init__(self, stages: Sequence[StagePlan], out_channels: int, deep_supervision: bool) -> None:
+        """Build a decoder stage for every encoder stage but the deepest; lists run from the deepest to the finest."""
+        super().__init__()
+        pairs = [(stages[i], stages[i + 1]) for i in reversed(range(len(stages) - 1))]
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose3d(below.features, skip.features, below.stride, below.stride) for skip, below in pairs
+        )
+        self.stages = nn.ModuleList(
+            residual_blocks(2 * skip.features, skip.features, skip.kernel, (1, 1, 1), skip.decoder_blocks)
+            for skip, _ in pairs
+        )
+        headed = pairs if deep_supervision else pairs[-1:]
+        self.heads = nn.ModuleList(nn.Conv3d(skip.features, out_channels, 1) for skip, _ in headed)
+
+    def forward(self, features: Sequence[Tensor], deep_supervision: bool) -> tuple[Tensor, ...]:
+        """Return logits, finest first; only the finest without deep supervision."""
+        x = features[-1]
+        decoded = []
+        for upsample, stage, skip in zip(self.upsample, self.stages, reversed(features[:-1]), strict=True):
+            x = stage(torch.cat((upsample(x), skip), dim=1))
+            decoded.append(x)
+        if not deep_supervision:
+            return (self.heads[-1](x),)
+        return tuple(head(y) for head, y in zip(self.heads, decoded, strict=True))[::-1]
+
+
+class ResidualUNet(SegmentationNetwork):
+    """Residual encoder and decoder, with one module after each encoder stage (identity, or a Mamba layer)."""
+
+    def __init__(self, plan: NetworkPlan, after_stage: Sequence[nn.Module]) -> None:
+        """Build and initialize as the released code: He for convolutions, zero for the last norm of each block."""
+        super().__init__()
+        self.deep_supervision = plan.deep_supervision
+        strides = zip(*(stage.stride for stage in plan.stages), strict=True)
+        first, second, third = (prod(axis) for axis in strides)
+        self.divisor = (first, second, third)
+        self.encoder = ResidualEncoder(plan.in_channels, plan.stages, after_stage)
+        self.decoder = ResidualDecoder(plan.stages, plan.out_channels, plan.deep_supervision)
+        self.apply(_initialize)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """See `SegmentationNetwork.forward`."""
+        require_divisible(tuple(image.shape[2:]), self.divisor)
+        return self.decoder(self.encoder(image), self.deep_supervision)  # type: ignore[no-any-return]
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, ResidualBlock):
+        # A block starts as its shortcut: the released code zeroes the last norm before the addition.
+        nn.init.zeros_(module.second[1].weight)  # type: ignore[arg-type]
