@@ -170,7 +170,7 @@ class MambaLayer3d(nn.Module):
         grid = (sizes[0], sizes[1], sizes[2])
         with torch.autocast(features.device.type, enabled=False):
             tokens = self.norm(features.float().flatten(2).transpose(1, 2).contiguous())
-            mixed = self.paths[0](tokens, grid)
+            mixed: Tensor = self.paths[0](tokens, grid)
             for path in self.paths[1:]:
                 mixed = mixed + path(tokens, grid)
             mixed = mixed / len(self.paths)

@@ -24,7 +24,7 @@ NEGATIVE_SLOPE = 0.01
 
 def conv_norm(in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, bias: bool) -> nn.Sequential:
     """Convolution that keeps the size (but for its stride), then instance normalization."""
-    padding = tuple((size - 1) // 2 for size in kernel)
+    padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2)
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias),
         nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True),

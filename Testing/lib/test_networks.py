@@ -1,0 +1,105 @@
+"""Every network of the table: shapes, finite numbers, a gradient in each parameter, options that are checked."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from MambaSegLib.errors import InputError
+from MambaSegLib.networks import create_network, list_networks, resolve_plan
+from MambaSegLib.plan import NetworkPlan, StagePlan
+
+NAMES = [entry.name for entry in list_networks()]
+
+
+def small_plan(name: str, **options) -> NetworkPlan:
+    stages = (
+        StagePlan(4, (1, 1, 1), (1, 3, 3), blocks=1),
+        StagePlan(6, (1, 2, 2), (3, 3, 3), blocks=2),
+        StagePlan(8, (2, 2, 2), (3, 3, 3), blocks=1),
+    )
+    return NetworkPlan(name, 2, 3, (4, 8, 8), stages, True, options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_come_finest_first_and_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    network = create_network(small_plan(name))
+    outputs = network(torch.randn(2, 2, 4, 8, 8))
+    assert [tuple(logits.shape) for logits in outputs] == [(2, 3, 4, 8, 8), (2, 3, 4, 4, 4)]
+    sum(logits.square().mean() for logits in outputs).backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_the_same(name):
+    torch.manual_seed(0)
+    network = create_network(small_plan(name)).eval()
+    image = torch.randn(1, 2, 4, 8, 8)
+    with torch.no_grad():
+        finest = network(image)[0]
+        network.deep_supervision = False
+        (alone,) = network(image)
+    torch.testing.assert_close(alone, finest, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_a_resolved_plan_builds_the_same_network_as_its_preset(name, preset):
+    plan = resolve_plan(small_plan(name, preset=preset))
+    assert "preset" not in plan.options
+    torch.manual_seed(0)
+    from_preset = create_network(small_plan(name, preset=preset)).state_dict()
+    torch.manual_seed(0)
+    from_resolved = create_network(plan).state_dict()
+    assert from_preset.keys() == from_resolved.keys()
+    assert all(torch.equal(from_preset[key], from_resolved[key]) for key in from_preset)
+
+
+def test_mamba_layers_can_be_placed_at_chosen_stages_only():
+    everywhere = create_network(small_plan("mamba_unet_unidirectional"))
+    bottleneck = create_network(small_plan("mamba_unet_unidirectional", mamba_stages=(2,)))
+    scans = [sum(name.endswith("A_log") for name in network.state_dict()) for network in (everywhere, bottleneck)]
+    assert scans == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "best"}, "paper, released"),
+        ({"scan_orders": ("HWX:forward",)}, "HWX"),
+        ({"scan_orders": ("HWD:sideways",)}, "sideways"),
+        ({"scan_orders": ()}, "at least one"),
+        ({"scan_orders": ("HWD:both", "HWD:both")}, "none twice"),
+        ({"d_state_max": 0}, "at least 1"),
+        ({"d_state_max": "many"}, "int"),
+        ({"head": "conv"}, "linear, mlp"),
+        ({"heads": "mlp"}, "Unknown option"),
+        ({"mamba_stages": (7,)}, "0 to 2"),
+    ],
+)
+def test_an_option_that_cannot_be_built_is_refused_with_what_would_be_right(options, message):
+    with pytest.raises(InputError, match=message):
+        create_network(small_plan("mamba_unet_multidirectional", **options))
+
+
+def test_an_unknown_network_is_refused_with_the_names_there_are():
+    with pytest.raises(InputError, match="mamba_unet_unidirectional"):
+        create_network(replace(small_plan(NAMES[0]), name="os.system"))
+
+
+def test_a_patch_the_strides_do_not_divide_is_refused_in_words():
+    network = create_network(small_plan(NAMES[0]))
+    with pytest.raises(ValueError, match=r"multiple of \(2, 4, 4\)"):
+        network(torch.zeros(1, 2, 4, 8, 10))
+
+
+def test_the_table_lists_without_pytorch():
+    code = "import sys, MambaSegLib.networks as n; n.list_networks(); assert 'torch' not in sys.modules"
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
