@@ -1,0 +1,68 @@
+# One command for each thing a developer does. `make help` lists them.
+#
+# The environment lives in .venv. Stamp files in it say what is installed already, so that a second run starts at once;
+# a change of pyproject.toml or of the pinned versions installs again.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first interpreter that the pinned versions support and that can make an environment.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONSTRAINTS := .ci/constraints.txt
+SET_UP_FILES := pyproject.toml $(CONSTRAINTS)
+PYTEST_WORKERS ?= auto
+PYTEST_OPTIONS ?=
+
+.PHONY: help setup test lint types demo bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+setup: $(VENV)/.stamp-dev ## Make .venv with everything a developer needs
+
+test: lint types ## Set up, then run every check: style, types, tests (what CI runs)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist loadfile $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.stamp-dev ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.stamp-dev ## Types
+	$(BIN)/mypy
+
+demo: $(VENV)/.stamp-demo ## Set up, then segment the hippocampus in a real T1 MR on the CPU
+	$(BIN)/python Testing/demo.py --output demo_output
+
+bench: $(VENV)/.stamp-dev ## Measure speed and memory; figures are printed
+	@for file in Testing/benchmarks/*.py; do \
+		[ -e "$$file" ] || { echo "Testing/benchmarks holds no benchmark yet."; continue; }; \
+		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist demo_output *.egg-info Training/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find MambaSegLib Training Testing -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@[ -n "$(PYTHON)" ] || { echo >&2 "No Python 3.11, 3.12 or 3.13 with the venv module was found." \
+		"Install one (Debian, Ubuntu: apt-get install python3-venv) or name it: make PYTHON=/path/to/python3 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch goes first and by its exact version: a package that asks for "any torch" would fetch a CUDA build of several GB.
+$(VENV)/.stamp-torch: $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) "$$(grep '^torch==' $(CONSTRAINTS))"
+	@touch $@
+
+# The demo needs no developer tools; the developer set-up includes the demo's.
+$(VENV)/.stamp-demo: $(SET_UP_FILES) $(VENV)/.stamp-torch
+	$(PIP) -c $(CONSTRAINTS) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(SET_UP_FILES) $(VENV)/.stamp-torch
+	$(PIP) -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $(VENV)/.stamp-demo $@
