@@ -1,0 +1,38 @@
+"""Where trained models are kept: those that come with the program and those a person installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from MambaSegLib.manifest_check import is_model_name
+
+BUNDLED_MODELS = Path(__file__).parent / "models"
+"""Models that come with the program; never written to."""
+
+
+def default_models_folder() -> Path:
+    """Folder for installed models: the place this system keeps a user's application data in."""
+    home = Path.home()
+    if sys.platform == "win32":
+        return home / "AppData" / "Local" / "MambaSegmentation" / "models"
+    if sys.platform == "darwin":
+        return home / "Library" / "Application Support" / "MambaSegmentation" / "models"
+    return home / ".local" / "share" / "MambaSegmentation" / "models"
+
+
+def find_model_folder(name: str, models_dir: Path | None = None) -> Path | None:
+    """Folder of a bundled or installed model; None if there is none of this name."""
+    if not is_model_name(name):
+        return None
+    for parent in (BUNDLED_MODELS, models_dir or default_models_folder()):
+        if (parent / name / "bundle.json").is_file():
+            return parent / name
+    return None
+
+
+def model_names(folder: Path) -> tuple[str, ...]:
+    """Names of the models a folder holds, sorted; () if there is no such folder."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(entry.name for entry in folder.iterdir() if is_model_name(entry.name) and entry.is_dir()))
