@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_each() -> None:
     """Several test processes share the cores; a thread pool in each would only make them wait for one another."""
-    import torch
+    if importlib.util.find_spec("torch") is not None:  # the NumPy-only tests run without it, too
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
