@@ -125,7 +125,7 @@ def test_a_layer_computes_what_its_description_says(name, outer_norm, head):
         assert relative_error(fast[case], slow_layer(layer, texts, features[case])) < TOLERANCE
 
 
-@pytest.mark.parametrize(("letters", "backward"), product(ALL_LETTERS, (False, True)))
+@pytest.mark.parametrize(("letters", "backward"), list(product(ALL_LETTERS, (False, True))))
 def test_each_of_the_twelve_orders_is_the_natural_order_on_a_permuted_copy(letters, backward):
     torch.manual_seed(1)
     block = shaken(MambaBlock(CHANNELS, 5))
