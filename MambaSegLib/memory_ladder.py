@@ -1,0 +1,109 @@
+"""What gives way when memory runs out, in this order: tile batch, accumulator to main memory, device to CPU.
+
+The patch size never changes: a network sees as much context as it was trained with, whatever the memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from MambaSegLib.errors import EnvironmentProblemError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a prediction is computed.
+
+    Attributes:
+        device: Of the networks.
+        accumulator: Of the sums over overlapping tiles.
+        tile_batch: Tiles at a time.
+    """
+
+    device: torch.device
+    accumulator: torch.device
+    tile_batch: int = 1
+
+    def step_down(self) -> tuple[Placement, str] | None:
+        """The next placement that needs less memory, and what to tell the user; None if there is none."""
+        if self.tile_batch > 1:
+            batch = self.tile_batch // 2
+            return replace(self, tile_batch=batch), f"tiles are now computed {batch} at a time"
+        if self.accumulator != CPU:
+            return replace(self, accumulator=CPU), "sums are now kept in main memory"
+        if self.device != CPU:
+            return replace(self, device=CPU), "the rest is computed on the CPU, which takes many times longer"
+        return None
+
+
+class MemoryLadder:
+    """Runs work at a placement and steps down on `torch.OutOfMemoryError`, on no other error.
+
+    Attributes:
+        placement: Where work runs now. It never steps up again: memory that was short once stays so.
+        notices: One sentence per step taken.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        """Start at the top."""
+        self.placement = placement
+        self.notices: list[str] = []
+
+    def run(self, work: Callable[[Placement], Result]) -> Result:
+        """Do `work`, again on lower steps if need be.
+
+        Args:
+            work: Must leave nothing changed where it fails.
+
+        Raises:
+            EnvironmentProblemError: If memory is short on the last step, too.
+        """
+        while True:
+            try:
+                return work(self.placement)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+            # Outside the handler, which holds the failed call's tensors.
+            self._step_down(reason)
+
+    def on_accumulator(self, make: Callable[[torch.device], Result]) -> Result:
+        """Make something on the accumulator's device, or in main memory where it does not fit there."""
+        try:
+            return make(self.placement.accumulator)
+        except torch.OutOfMemoryError as error:
+            if self.placement.accumulator == CPU:
+                raise EnvironmentProblemError(_out_of_memory(self.placement, str(error))) from error
+        self._take(replace(self.placement, accumulator=CPU), "sums are kept in main memory")
+        return make(CPU)
+
+    def _step_down(self, reason: str) -> None:
+        step = self.placement.step_down()
+        if step is None:
+            raise EnvironmentProblemError(_out_of_memory(self.placement, reason))
+        self._take(*step)
+
+    def _take(self, placement: Placement, what: str) -> None:
+        notice = f"Memory of {self.placement.device} ran out: {what}."
+        log.warning(notice)
+        self.notices.append(notice)
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.placement = placement
+
+
+def _out_of_memory(placement: Placement, reason: str) -> str:
+    return (
+        f"Not enough memory on {placement.device} for a single tile ({reason}). Close other programs, segment a region "
+        "of interest, or choose a smaller model."
+    )

@@ -1,0 +1,39 @@
+"""How long the rest will take, from how long the last steps took."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+WINDOW = 50
+"""Reports the estimate looks back on: few enough to follow a laptop that throttles, enough to even out jitter."""
+
+
+class TimeEstimate:
+    """Seconds left of a job of equal steps.
+
+    The time until the first report is left out as soon as there is a second one: it holds compilation, the choice of
+    algorithms and caches filling up, which can take longer than all the rest.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock.
+
+        Args:
+            total: Steps of the job.
+            clock: Time in seconds.
+        """
+        self._total = total
+        self._clock = clock
+        self._start = clock()
+        self._reports: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+
+    def seconds_left(self, done: int) -> float:
+        """Report that `done` steps are finished now, and estimate the time for the others."""
+        now = self._clock()
+        since, start = self._reports[0] if self._reports else (0, self._start)
+        self._reports.append((done, now))
+        if done <= since:
+            return 0.0 if done >= self._total else (now - self._start) * (self._total - done)
+        return (now - start) / (done - since) * (self._total - done)
