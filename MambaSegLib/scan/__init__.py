@@ -1,0 +1,179 @@
+"""The selective scan of Mamba and its causal convolution, with one signature and several backends.
+
+Importing this package loads neither PyTorch nor numba; the functions do.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from MambaSegLib.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from MambaSegLib.scan.order import ScanOrder
+
+BACKENDS = ("mamba_ssm", "triton", "numba", "pytorch")
+"""Fastest first. Results agree to rounding; backends differ in speed and in where they run."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can run here.
+
+    Attributes:
+        name: One of `BACKENDS`.
+        available: Whether it can.
+        reason: Why it cannot; empty if it can.
+    """
+
+    name: str
+    available: bool
+    reason: str
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    grid: tuple[int, int, int] | None = None,
+    order: ScanOrder | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state-space scan: h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = C_t h_t + D u_t, times silu(z_t).
+
+    Letters, shapes and defaults are those of `mamba_ssm.selective_scan_fn`. Differentiable in all tensor arguments.
+    Fastest with tensors that are transposed views of (B, L, ...) memory; others are copied.
+
+    Args:
+        u: Input, (B, D, L): D channels, L tokens.
+        delta: Time step before softplus, (B, D, L).
+        A: Decay rates, (D, N): N states per channel.
+        B: How the input enters the states, (B, N, L).
+        C: How the states are read, (B, N, L).
+        D: Skip connection, (D,).
+        z: Gate, (B, D, L).
+        delta_bias: Added to delta, (D,).
+        delta_softplus: Whether delta + delta_bias goes through softplus.
+        return_last_state: Whether to return h after the last token, too.
+        grid: (Z, Y, X) with Z Y X = L: the volume whose voxels the tokens are, in memory order.
+        order: In which order the scan visits the voxels; memory order if None. Input and output stay in memory order.
+        backend: One of `BACKENDS`, or "auto": the fastest that can run with this device, these types and gradients.
+
+    Returns:
+        The output (B, D, L) in the dtype of u; with `return_last_state`, also the last state (B, D, N) in float32,
+        which has no gradient.
+
+    Raises:
+        ValueError: If shapes, devices or types do not fit together.
+        BackendUnavailableError: If the backend asked for by name cannot run; the message says why.
+    """
+    from MambaSegLib.scan.checks import check_scan, needs_gradient
+    from MambaSegLib.scan.paths import checked_grid
+
+    check_scan(u, delta, A, B, C, D, z, delta_bias)
+    full_grid, full_order = checked_grid(u.shape[2], grid, order)
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    module = _backend_for(backend, u, needs_gradient(tensors))
+    out, last_state = module.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, full_grid, full_order)
+    return (out, last_state) if return_last_state else out
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    grid: tuple[int, int, int] | None = None,
+    order: ScanOrder | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise convolution over each token and the K - 1 before it in scan order; zeros stand before the first.
+
+    Args:
+        x: Input, (B, D, L).
+        weight: Taps, (D, K); the last one meets the token itself.
+        bias: (D,).
+        activation: None or "silu".
+        grid: As in `selective_scan`; `order` and `backend` too.
+
+    Returns:
+        (B, D, L) in the dtype of x, tokens in memory order.
+
+    Raises:
+        ValueError: If shapes, devices or types do not fit together.
+        BackendUnavailableError: If the backend asked for by name cannot run; the message says why.
+    """
+    from MambaSegLib.scan.checks import check_convolution, needs_gradient
+    from MambaSegLib.scan.paths import checked_grid
+
+    check_convolution(x, weight, bias, activation)
+    full_grid, full_order = checked_grid(x.shape[2], grid, order)
+    module = _backend_for(backend, x, needs_gradient((x, weight, bias)))
+    result: Tensor = module.causal_conv1d(x, weight, bias, activation, full_grid, full_order)
+    return result
+
+
+def list_backends(device: str = "cpu", needs_gradient: bool = False) -> tuple[BackendStatus, ...]:
+    """What each backend says about running on `device` ("cpu", "cuda", "cuda:1", "mps"), fastest first."""
+    reasons = ((name, _module(name).why_unavailable(str(device), needs_gradient)) for name in BACKENDS)
+    return tuple(BackendStatus(name, reason is None, reason or "") for name, reason in reasons)
+
+
+def resolve_backend(name: str, device: str, needs_gradient: bool = False) -> str:
+    """Name of the backend that will run: the fastest available for "auto", else `name` itself.
+
+    Raises:
+        BackendUnavailableError: If the backend asked for by name cannot run on `device`; the message says why.
+        ValueError: For a name that is not in `BACKENDS`.
+    """
+    if name == "auto":
+        return _fastest(str(device), needs_gradient)
+    if name not in BACKENDS:
+        msg = f"scan backend {name!r} is not one of auto, {', '.join(BACKENDS)}"
+        raise ValueError(msg)
+    reason = _module(name).why_unavailable(str(device), needs_gradient)
+    if reason is not None:
+        msg = f"the scan backend {name!r} cannot run on {device}: {reason}. Choose another one or 'auto'."
+        raise BackendUnavailableError(msg)
+    return name
+
+
+def _module(name: str) -> Any:
+    return import_module(f"MambaSegLib.scan.{name}_backend")
+
+
+@lru_cache(maxsize=64)
+def _fastest(device: str, needs_gradient: bool) -> str:
+    """The cache spares probing per call, and logs each choice once."""
+    for status in list_backends(device, needs_gradient):
+        if status.available:
+            _log.info("scan backend on %s: %s", device, status.name)
+            return status.name
+        _log.debug("scan backend %s is out: %s", status.name, status.reason)
+    msg = "the pytorch backend runs on every device"
+    raise AssertionError(msg)
+
+
+def _backend_for(name: str, tensor: Tensor, needs_gradient: bool) -> Any:
+    import torch
+
+    if name == "auto" and tensor.dtype == torch.float64:
+        name = "pytorch"  # the others would round float64 to float32
+    return _module(resolve_backend(name, str(tensor.device), needs_gradient))

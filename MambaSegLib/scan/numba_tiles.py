@@ -1,0 +1,132 @@
+"""Tiles of steps x channels: which rows of memory a tile visits, and copies between those rows and small buffers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from MambaSegLib.scan.vector_ir import LANES, Value, Vectors, compiled, vector_kernel
+
+if TYPE_CHECKING:
+    from MambaSegLib.scan.paths import Array
+
+TILE = 64
+"""Steps per tile: 64 steps x 16 channels of a buffer are 4 KiB, so a handful stays in the first-level cache."""
+GROUP = 4
+"""States that one kernel call keeps in registers."""
+
+
+class Rows(NamedTuple):
+    """Where a (batch, tokens, channels) float32 tensor lies: channels are neighbors, everything else is strided.
+
+    Attributes:
+        address: Of its first element; 0 for a tensor that is not there.
+        batch: Elements from one batch entry to the next.
+        row: Elements from one token to the next.
+    """
+
+    address: int
+    batch: int
+    row: int
+
+
+@compiled
+def fill_rows(path: Array, start: int, steps: int, rows: Array) -> None:
+    """Write the token numbers that the scan visits at positions `start`, `start` + 1, ...
+
+    `path` holds three axis lengths and three token strides, slowest axis first, and 1 for a backward scan.
+    """
+    n1, n2 = path[1], path[2]
+    s0, s1, s2 = path[3], path[4], path[5]
+    step = 1
+    position = start
+    if path[6] == 1:
+        position = path[0] * n1 * n2 - 1 - start
+        step = -1
+    c2 = position % n2
+    c1 = position // n2 % n1
+    c0 = position // (n1 * n2)
+    for i in range(steps):
+        rows[i] = c0 * s0 + c1 * s1 + c2 * s2
+        c2 += step
+        if c2 == n2 or c2 < 0:
+            c2 = 0 if step == 1 else n2 - 1
+            c1 += step
+            if c1 == n1 or c1 < 0:
+                c1 = 0 if step == 1 else n1 - 1
+                c0 += step
+
+
+@compiled
+def counting_rows(count: int) -> Array:
+    """0, 1, 2, ...: the rows of a tile buffer."""
+    return np.arange(count)
+
+
+@vector_kernel
+def copy_rows(
+    v: Vectors,
+    steps: Value,
+    width: Value,
+    source_rows: Value,
+    source: Value,
+    source_stride: Value,
+    target_rows: Value,
+    target: Value,
+    target_stride: Value,
+) -> None:
+    """Copy `width` values of each row, and not one value more: rows may end where the tensor ends."""
+    builder = v.builder
+    quads = builder.lshr(width, v.index(2))
+    done = builder.shl(quads, v.index(2))
+    rest = builder.sub(width, done)
+    with v.loop(steps) as step:
+        from_ = v.row(source, source_rows, step, source_stride)
+        to = v.row(target, target_rows, step, target_stride)
+        with v.loop(quads) as quad:
+            offset = builder.shl(quad, v.index(2))
+            v.store(v.load(v.at(from_, offset), 4), v.at(to, offset))
+        with v.loop(rest) as single:
+            offset = builder.add(done, single)
+            v.store_scalar(v.load_scalar(v.at(from_, offset)), v.at(to, offset))
+
+
+@compiled
+def read_rows(
+    tensor: Rows, batch: int, block: int, lanes: int, steps: int, lists: tuple[int, int], spare: int
+) -> tuple[int, int]:
+    """Where a kernel reads a block of 16 channels: address and row stride, to use with the list that `block_list` names.
+
+    The last block may have fewer channels; then it is copied to the buffer at `spare`, whose other lanes stay zero.
+    `lists` are the addresses of the tile's row numbers and of 0, 1, 2, ...
+    """
+    address = tensor.address + 4 * (batch * tensor.batch + block * LANES)
+    if lanes == LANES or tensor.address == 0:
+        return address, tensor.row
+    copy_rows((steps, lanes, lists[0], address, tensor.row, lists[1], spare, LANES))
+    return spare, LANES
+
+
+@compiled
+def target_rows(tensor: Rows, batch: int, block: int, lanes: int, spare: int) -> tuple[int, int]:
+    """Where a kernel writes a block: as `read_rows`, without a copy; `write_back` must follow."""
+    if lanes == LANES:
+        return tensor.address + 4 * (batch * tensor.batch + block * LANES), tensor.row
+    return spare, LANES
+
+
+@compiled
+def write_back(
+    tensor: Rows, batch: int, block: int, lanes: int, steps: int, lists: tuple[int, int], spare: int
+) -> None:
+    """Bring an incomplete block from its buffer to the rows it belongs to."""
+    if lanes < LANES:
+        address = tensor.address + 4 * (batch * tensor.batch + block * LANES)
+        copy_rows((steps, lanes, lists[1], spare, LANES, lists[0], address, tensor.row))
+
+
+@compiled
+def block_list(lanes: int, lists: tuple[int, int]) -> int:
+    """The row numbers that go with `read_rows` and `target_rows`."""
+    return lists[0] if lanes == LANES else lists[1]
