@@ -1,0 +1,228 @@
+"""The command `mambaseg-train`: from a data set to a validated bundle, one step after the other."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from MambaSegLib.errors import InputError, MambaSegError
+from MambaSegTraining.files import write_json
+from MambaSegTraining.run_folder import RunFolder
+from MambaSegTraining.settings import Settings, read_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one step; returns the exit code: 0 done, 2 bad input or usage, 3 environment, 130 stopped early."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        result: int = options.run(options)
+    except MambaSegError as error:
+        print(f"mambaseg-train: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mambaseg-train", description=__doc__)
+    steps = parser.add_subparsers(required=True, metavar="STEP")
+
+    def step(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = steps.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    plan = step("plan", run_plan, "Check a data set, read its fingerprint, choose plan and folds.")
+    plan.add_argument("dataset", type=Path, help="folder in nnU-Net v2's raw layout (dataset.json)")
+    plan.add_argument("run_dir", type=Path, help="folder of the run; made if it is not there")
+    plan.add_argument("--config", type=Path, help="TOML file with settings; without it, the defaults")
+    plan.add_argument("--workers", type=int, help="processes that read cases (default: one per core)")
+
+    preprocess = step("preprocess", run_preprocess, "Preprocess all cases; continues where it was interrupted.")
+    _add_run_dir(preprocess)
+    preprocess.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+    train = step("train", run_train, "Train one fold.")
+    _add_run_dir(train)
+    train.add_argument("--fold", type=int, required=True, help="number of the fold, from 0")
+    train.add_argument("--config", type=Path, help="take the recipe of this TOML file instead of the run's")
+    train.add_argument("--resume", action="store_true", help="continue from the fold's checkpoint, if there is one")
+    train.add_argument("--max-minutes", type=float, help="save a checkpoint and stop after this time (exit code 130)")
+    train.add_argument("--workers", type=int, default=1, help="processes that make batches (default: %(default)s)")
+    _add_device(train)
+
+    validate = step("validate", run_validate, "Predict the validation cases of folds, measure them, write tables.")
+    _add_run_dir(validate)
+    validate.add_argument("--fold", type=int, action="append", help="fold (again for more); default: all trained ones")
+    validate.add_argument("--weights", choices=("final", "best"), default="final", help="which weights (%(default)s)")
+    _add_device(validate)
+
+    export = step("export", run_export, "Put the trained folds, plan, metrics and provenance into a bundle.")
+    _add_run_dir(export)
+    export.add_argument("output", type=Path, help="folder or .zip of the bundle")
+    export.add_argument("--config", type=Path, help="take name, use, limits and licenses from this TOML file")
+    export.add_argument("--half", action="store_true", help="store weights in half precision")
+    export.add_argument("--force", action="store_true", help="replace a bundle that is already there")
+    return parser
+
+
+def _add_run_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, help="folder of the run")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads for computing on the CPU (default: PyTorch's choice)")
+    parser.add_argument("--scan", default="auto", help="backend of the selective scan (default: %(default)s)")
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Step `plan`."""
+    from MambaSegTraining.dataset import read_dataset
+    from MambaSegTraining.fingerprint import default_workers, take_fingerprint
+    from MambaSegTraining.planning import make_plan
+    from MambaSegTraining.splits import splits_of
+
+    settings = read_settings(options.config) if options.config else Settings()
+    dataset = read_dataset(options.dataset.resolve())
+    splits = splits_of(dataset, settings)
+    workers = default_workers() if options.workers is None else options.workers
+    with _bar("Reading", len(dataset.cases)) as advance:
+        fingerprint = take_fingerprint(dataset, workers, advance)
+    plan = make_plan(dataset, fingerprint, settings)
+    run = RunFolder(options.run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_json(run.settings_file, settings)
+    write_json(run.fingerprint_file, fingerprint)
+    write_json(run.plan_file, plan)
+    write_json(run.splits_file, splits)
+    print(_describe(run, len(dataset.cases)))
+    return 0
+
+
+def run_preprocess(options: argparse.Namespace) -> int:
+    """Step `preprocess`."""
+    from MambaSegTraining.dataset import read_dataset
+    from MambaSegTraining.files import read_json
+    from MambaSegTraining.fingerprint import DatasetFingerprint, default_workers
+    from MambaSegTraining.preprocess import preprocess_cases
+
+    run = RunFolder(options.run_dir)
+    dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
+    workers = default_workers() if options.workers is None else options.workers
+    with _bar("Preprocessing", len(dataset.cases)) as advance:
+        made = preprocess_cases(dataset.cases, run.read_plan(), run.store, workers, advance)
+    print(f"{made} case(s) preprocessed, {len(dataset.cases) - made} were up to date: {run.store}")
+    return 0
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Step `train`."""
+    from MambaSegTraining.fold_training import FoldJob, train_fold
+
+    run = RunFolder(options.run_dir)
+    recipe = (read_settings(options.config) if options.config else run.read_settings()).recipe
+    stopped = _stop_on_signals()
+    job = FoldJob(
+        run=run,
+        fold=options.fold,
+        recipe=recipe,
+        device=_device(options),
+        scan=options.scan,
+        resume=options.resume,
+        max_minutes=options.max_minutes,
+        workers=options.workers,
+        should_stop=lambda: bool(stopped),
+    )
+    if train_fold(job):
+        print(f"Fold {options.fold} is trained: {run.require_weights(options.fold)}")
+        return 0
+    print(f"Stopped; continue with: mambaseg-train train {run.path} --fold {options.fold} --resume")
+    return 130
+
+
+def run_validate(options: argparse.Namespace) -> int:
+    """Step `validate`."""
+    from MambaSegTraining.validation import summarize, validate_fold
+
+    run = RunFolder(options.run_dir)
+    device = _device(options)
+    for fold in options.fold or run.trained_folds():
+        validate_fold(run, fold, device=device, scan=options.scan, weights=options.weights)
+    print(summarize(run))
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Step `export`."""
+    from MambaSegTraining.export import export_bundle
+
+    run = RunFolder(options.run_dir)
+    settings = read_settings(options.config) if options.config else run.read_settings()
+    bundle = export_bundle(run, settings, options.output, half=options.half, force=options.force)
+    print(f"{bundle.name} {bundle.manifest.version}: {bundle.path}")
+    return 0
+
+
+def _device(options: argparse.Namespace) -> str:
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device != "auto":
+        try:
+            torch.empty(1, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            msg = f"The device {options.device} cannot be used here: {str(error).splitlines()[0]}"
+            raise InputError(msg) from error
+        return str(options.device)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _stop_on_signals() -> list[int]:
+    """Make the first Ctrl-C or termination request end the training after the present step, with a checkpoint."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return received
+
+
+def _describe(run: RunFolder, cases: int) -> str:
+    plan, splits = run.read_plan(), run.read_splits()
+    spacing = " x ".join(f"{length:g}" for length in plan.spacing_mm)
+    stages = ", ".join(str(stage.features) for stage in plan.network.stages)
+    return (
+        f"{cases} cases; {len(splits.folds)} folds grouped by {splits.grouped_by} ({splits.source})\n"
+        f"network {plan.network.name}, features {stages}, patch {plan.patch_size}, "
+        f"spacing {spacing} mm, orientation {plan.orientation}\nwritten to {run.path}"
+    )
+
+
+class _bar:  # noqa: N801 - reads as a function
+    """A progress bar; called with the name of each finished case."""
+
+    def __init__(self, title: str, total: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc=title, unit="case", disable=None)  # None: only on a terminal
+
+    def __enter__(self) -> Callable[[str], None]:
+        return lambda name: self._bar.update() and None
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Batches as a function of their number, made ahead of time in a process of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from MambaSegLib.plan import Plan
+from MambaSegTraining.augmentation import augment, nnunet_augmentation, plan_geometric
+from MambaSegTraining.patches import CUT, case_order, cut_patch, is_foreground_patch, random_generator
+from MambaSegTraining.recipe import Recipe
+from MambaSegTraining.store import StoredCase, open_case
+
+TRAINING_STREAM, VALIDATION_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of the network takes.
+
+    Attributes:
+        image: (B, C, Z, Y, X) float32.
+        labels: (B, Z, Y, X), small integers.
+    """
+
+    image: Tensor
+    labels: Tensor
+
+
+class PatchBatches(Dataset[Batch]):
+    """Batch number i of a fold: the same for the same seed, however the training was cut into runs."""
+
+    def __init__(
+        self, store: Path, names: Sequence[str], plan: Plan, recipe: Recipe, seed: int, validation: bool = False
+    ) -> None:
+        """Name the source of the batches; cases are opened when the first batch is made.
+
+        Args:
+            store: Folder of the preprocessed cases.
+            names: Cases to draw from.
+            plan: Gives the patch size and the mirror axes.
+            recipe: Gives batch size, oversampling and augmentation.
+            seed: Root of the randomness.
+            validation: Take patches as they are, in an order of their own.
+        """
+        self._store, self._names, self._plan, self._recipe = store, tuple(names), plan, recipe
+        self._seed = (seed, VALIDATION_STREAM if validation else TRAINING_STREAM)
+        self._augmented = recipe.augmentation == "nnunet" and not validation
+        self._cases: list[StoredCase] = []
+        self._transform: Any = None
+
+    def __getitem__(self, number: int) -> Batch:
+        """Make batch `number`."""
+        if not self._cases:
+            self._cases = [open_case(self._store, name) for name in self._names]
+            self._transform = nnunet_augmentation(self._plan) if self._augmented else None
+        size = self._recipe.batch_size
+        order = case_order(self._seed, len(self._cases), number * size, size)
+        patches = [self._patch(self._cases[case], number, index) for index, case in enumerate(order)]
+        return Batch(torch.stack([image for image, _ in patches]), torch.stack([labels for _, labels in patches]))
+
+    def _patch(self, case: StoredCase, number: int, index: int) -> tuple[Tensor, Tensor]:
+        generator = random_generator(self._seed, CUT, number, index)
+        forced = is_foreground_patch(index, self._recipe.batch_size, self._recipe.foreground_oversampling)
+        size = self._plan.patch_size
+        if self._transform is None:
+            patch = cut_patch(case, size, forced, generator)
+            return torch.from_numpy(patch.image), torch.from_numpy(patch.labels.astype("int16"))
+        patch = cut_patch(case, size, forced, generator, plan_geometric(size).initial_size)
+        return augment(self._transform, patch, generator)
+
+
+def stream_batches(batches: PatchBatches, numbers: range, workers: int = 1, prefetch: int = 8) -> Iterator[Batch]:
+    """Yield the batches with these numbers, in order.
+
+    Args:
+        batches: Where they come from.
+        numbers: Which.
+        workers: Processes that make them ahead of time, with one thread each; 0 makes them here. The batches do not
+            depend on it.
+        prefetch: Batches that each process keeps ready.
+
+    Raises:
+        RuntimeError: With the traceback of a process that failed.
+    """
+    if workers == 0:
+        yield from (batches[number] for number in numbers)
+        return
+    yield from DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        multiprocessing_context="spawn",  # a fork would copy the threads' locks of OpenMP and Numba
+        generator=torch.Generator(),  # or it would draw from the one that dropout uses
+    )

@@ -1,0 +1,148 @@
+"""From trained folds to a bundle that `mambaseg` and 3D Slicer open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, Provenance, save_bundle
+from MambaSegLib.errors import InputError
+from MambaSegTraining.files import load_weights, read_json
+from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
+from MambaSegTraining.metrics import DICE_DEFINITION
+from MambaSegTraining.provenance import Environments, utc_now
+from MambaSegTraining.recipe import Recipe
+from MambaSegTraining.run_folder import RECIPE_FILE, RunFolder
+from MambaSegTraining.scores import protocol, read_scores, summaries
+from MambaSegTraining.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORKING_COPY = "Working copy made for validation; not a released model."
+
+
+def export_bundle(
+    run: RunFolder, settings: Settings, target: Path, *, half: bool = False, force: bool = False
+) -> Bundle:
+    """Write all trained folds as one bundle.
+
+    Args:
+        run: The run; its folds must be trained and validated.
+        settings: Give name, description, use, limits and licenses.
+        target: Folder or .zip.
+        half: Store the weights in half precision.
+        force: Replace a bundle that is already there.
+
+    Raises:
+        InputError: If a fold was trained but not validated, validated with other weights than the others, or nothing
+            was trained.
+        BundleError: If name, licenses, intended use or limits are missing.
+    """
+    folds, scores = run.trained_folds(), read_scores(run)
+    if not folds:
+        msg = f"No fold of {run.path} is trained to its end."
+        raise InputError(msg)
+    missing = sorted(set(folds) - {score.fold for score in scores})
+    if missing:
+        listed = ", ".join(map(str, missing))
+        msg = f"Fold {listed} of {run.path} is not validated; run: mambaseg-train validate {run.path}"
+        raise InputError(msg)
+    kinds = {score.weights for score in scores}
+    if len(kinds) > 1:
+        msg = f"The folds of {run.path} were validated with different weights ({', '.join(sorted(kinds))})."
+        raise InputError(msg)
+    about = settings.bundle
+    manifest = BundleManifest(
+        schema_version=SCHEMA_VERSION,
+        name=about.name,
+        version=about.version,
+        description=about.description,
+        plan=run.read_plan(),
+        folds=(),
+        provenance=_provenance(run, settings, folds),
+        metrics=_metrics(run),
+        intended_use=about.intended_use,
+        limits=about.limits,
+        references=about.references,
+    )
+    weights = {fold: fold_weights(run, fold, kinds.copy().pop()) for fold in folds}
+    return save_bundle(manifest, weights, target, half=half, force=force)
+
+
+def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
+    """Write one fold as a bundle in its own folder, so that it is validated the way it will be used."""
+    settings = run.read_settings()
+    provenance = Provenance(
+        dataset=settings.dataset.name or "unnamed",
+        dataset_license=settings.dataset.license or "not stated",
+        weights_license="not stated",
+        splits_sha256=run.read_splits().sha256,
+        recipe=settings.name,
+        code_version=_environments(run, fold).starts[-1].code_version,
+        seeds=(_environments(run, fold).starts[-1].seed,),
+        created=utc_now(),
+    )
+    manifest = BundleManifest(
+        schema_version=SCHEMA_VERSION,
+        name=f"{run.read_plan().network.name}.fold_{fold}",
+        version="0.0.0",
+        description=WORKING_COPY,
+        plan=run.read_plan(),
+        folds=(),
+        provenance=provenance,
+        metrics=(Metric("none", "Not measured yet.", "mean", 0.0, 0.0, 1),),
+        intended_use=WORKING_COPY,
+        limits=WORKING_COPY,
+    )
+    return save_bundle(manifest, {fold: fold_weights(run, fold, weights)}, run.fold(fold) / "bundle", force=True)
+
+
+def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
+    """The final weights of a fold, or those with the best smoothed patch Dice.
+
+    Raises:
+        InputError: If its training is not finished.
+    """
+    final = run.require_weights(fold)
+    return load_weights(final.with_name(BEST_FILE) if weights == "best" else final)
+
+
+def _metrics(run: RunFolder) -> tuple[Metric, ...]:
+    folds, splits = read_scores(run), run.read_splits()
+    scores = [score for fold in folds for score in fold.scores]
+    by_label = summaries(scores, [label.name for label in run.read_plan().labels], splits)
+    return tuple(
+        Metric("DSC", DICE_DEFINITION, label, summary.mean, summary.std, summary.n, excluded=summary.excluded,
+               ci_low=summary.ci_low, ci_high=summary.ci_high, protocol=protocol(splits, folds))
+        for label, summary in by_label.items()
+        if summary.n
+    )  # fmt: skip
+
+
+def _provenance(run: RunFolder, settings: Settings, folds: Sequence[int]) -> Provenance:
+    about, splits = settings.dataset, run.read_splits()
+    environments = [_environments(run, fold) for fold in folds]
+    starts = [start for environment in environments for start in environment.starts]
+    recipe = read_json(Recipe, run.fold(folds[0]) / RECIPE_FILE)
+    return Provenance(
+        dataset=about.name,
+        dataset_license=about.license,
+        weights_license=settings.bundle.weights_license,
+        splits_sha256=splits.sha256,
+        recipe=settings.name,
+        code_version=", ".join(sorted({start.code_version for start in starts})),
+        seeds=tuple(environment.starts[-1].seed for environment in environments),
+        created=utc_now(),
+        hardware="; ".join(sorted({start.hardware for start in starts})),
+        dataset_attribution=about.attribution,
+        dataset_url=about.url,
+        training_cases=len({case for fold in folds for case in splits.folds[fold].train}),
+        epochs=recipe.epochs,
+        software=starts[-1].software,
+    )
+
+
+def _environments(run: RunFolder, fold: int) -> Environments:
+    return read_json(Environments, run.fold(fold) / ENVIRONMENT_FILE)

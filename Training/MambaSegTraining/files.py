@@ -1,0 +1,81 @@
+"""Files that are either whole or absent: records, what a training is continued from, final weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from MambaSegLib.atomic import new_file
+from MambaSegLib.errors import InputError
+from MambaSegLib.schema import format_json, from_json, parse_json, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Record = TypeVar("Record")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with new_file(path) as work:
+        work.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, record: object) -> None:
+    """Write a record, whole or not at all, in the form `read_json` takes."""
+    write_text(path, format_json(to_json(record)))
+
+
+def read_json(cls: type[Record], path: Path) -> Record:
+    """Read a record that `write_json` wrote.
+
+    Raises:
+        InputError: If the file is missing or does not fit the record.
+    """
+    if not path.is_file():
+        msg = f"{path} does not exist. Run the step of mambaseg-train that writes it first."
+        raise InputError(msg)
+    return from_json(cls, parse_json(path.read_bytes(), str(path)), str(path))
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Save tensors, numbers, text and containers of them; nothing that would need unpickling of code."""
+    import torch
+
+    with new_file(path) as work:
+        torch.save(dict(content), work)
+
+
+def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        InputError: If the file is damaged, or holds anything but data.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        msg = f"{path} cannot be read ({error}). Delete it to start this fold anew, or put back a good copy."
+        raise InputError(msg) from error
+    return content
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a state dictionary as safetensors."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with new_file(path) as work:
+        save_file(contiguous, work)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dictionary that `save_weights` wrote."""
+    from safetensors.torch import load_file
+
+    return load_file(path)

@@ -1,0 +1,163 @@
+"""From fingerprint and settings to the plan: spacing, orientation, normalization, patch size and network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from MambaSegLib.errors import InputError
+from MambaSegLib.networks import resolve_plan
+from MambaSegLib.plan import (
+    Channel,
+    Fingerprint,
+    IntensityRange,
+    IntTriple,
+    Label,
+    NetworkPlan,
+    Normalization,
+    Plan,
+    Triple,
+)
+from MambaSegLib.volume import Array
+from MambaSegTraining.architecture import plan_architecture
+from MambaSegTraining.dataset import Dataset
+from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint
+from MambaSegTraining.settings import Settings
+
+AXES = ("SI", "PA", "LR")
+"""Anatomical axes in the order of an axial stack; the first letter is the direction plans grow in."""
+ANISOTROPY_THRESHOLD = 3
+MASKED_BELOW = 0.75
+COLORS: tuple[IntTriple, ...] = (
+    (216, 101, 79), (128, 174, 128), (241, 214, 145), (177, 122, 101), (111, 184, 210), (221, 130, 101),
+    (144, 238, 144), (192, 104, 88), (220, 245, 20), (78, 63, 0), (255, 250, 220), (230, 220, 70), (200, 200, 235),
+)  # fmt: skip
+
+
+def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings) -> Plan:
+    """Derive the plan of a data set by nnU-Net's rules, with the settings' replacements.
+
+    Raises:
+        InputError: If a setting contradicts the data set or cannot be built.
+    """
+    axes = _axis_order(fingerprint.cases)
+    spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
+    shapes = np.array([_by_axis(case, case.cropped_shape, axes) for case in fingerprint.cases])
+    spacing = settings.plan.spacing_mm or target_spacing(spacings, shapes)
+    median_shape = np.median(np.round(shapes * spacings / spacing), axis=0)
+    patch, stages = plan_architecture(
+        spacing, median_shape.tolist(), len(dataset.labels) + 1, settings.network, settings.plan.patch_size
+    )
+    network = NetworkPlan(
+        name=settings.network.name,
+        in_channels=len(dataset.channels),
+        out_channels=len(dataset.labels) + 1,
+        patch_size=patch,
+        stages=stages,
+        options=settings.network.options,
+    )
+    return Plan(
+        orientation="".join(AXES[axis][0] for axis in axes),
+        spacing_mm=spacing,
+        channels=_channels(fingerprint, settings),
+        labels=_labels(dataset, settings),
+        network=resolve_plan(network),
+        crop_to_nonzero=settings.plan.crop_to_nonzero,
+        mirror_axes=settings.plan.mirror_axes,
+        fingerprint=_plan_fingerprint(fingerprint, axes),
+    )
+
+
+def target_spacing(spacings: Array, shapes: Array) -> Triple:
+    """Median voxel size; for thick slices the 10th percentile along the thick axis.
+
+    Args:
+        spacings: (N, 3) in mm.
+        shapes: (N, 3) voxels.
+
+    Source:
+        nnU-Net v2's default planner: an axis counts as thick if its voxels are more than 3 times longer, and its image
+        more than 3 times shorter in voxels, than along the other axes.
+    """
+    spacing, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
+    thick = int(np.argmax(spacing))
+    others = [axis for axis in range(3) if axis != thick]
+    longest_other = max(spacing[others])
+    has_thick_voxels = spacing[thick] > ANISOTROPY_THRESHOLD * longest_other
+    has_few_slices = shape[thick] * ANISOTROPY_THRESHOLD < min(shape[others])
+    if has_thick_voxels and has_few_slices:
+        thinner = np.percentile(spacings[:, thick], 10)
+        spacing[thick] = max(thinner, longest_other)
+    return _triple(spacing)
+
+
+def normalization(channel: str, facts: ChannelFacts, masked: bool) -> Normalization:
+    """nnU-Net's choice by the channel's name: "CT", "noNorm", "rescale_to_0_1"; anything else is a z-score."""
+    key = channel.lower()
+    if key == "ct":
+        return Normalization(
+            "ct", lower=facts.percentile_00_5, upper=facts.percentile_99_5, mean=facts.mean, std=facts.std
+        )
+    if key == "nonorm":
+        return Normalization("none")
+    if key == "rescale_to_0_1":
+        return Normalization("rescale")
+    return Normalization("zscore", masked=masked)
+
+
+def _axis_order(cases: Sequence[CaseFacts]) -> tuple[int, int, int]:
+    """Anatomical axes, the one with the longest voxels first, the others in the order of an axial stack."""
+    spacings = np.array([_by_axis(case, case.spacing_mm, (0, 1, 2)) for case in cases])
+    thick = int(np.argmax(np.median(spacings, axis=0)))
+    first, second = (axis for axis in range(3) if axis != thick)
+    return thick, first, second
+
+
+def _by_axis(case: CaseFacts, values: Sequence[float], axes: Sequence[int]) -> list[float]:
+    """Values along (Z, Y, X) of a case, reordered to anatomical axes."""
+    position = {letter: index for index, letter in enumerate(case.orientation)}
+    return [values[next(position[letter] for letter in AXES[axis] if letter in position)] for axis in axes]
+
+
+def _channels(fingerprint: DatasetFingerprint, settings: Settings) -> tuple[Channel, ...]:
+    kept = [np.prod(case.cropped_shape) / np.prod(case.shape) for case in fingerprint.cases]
+    masked = settings.plan.crop_to_nonzero and float(np.median(kept)) < MASKED_BELOW
+    modality = settings.dataset.modality
+    return tuple(
+        Channel(name, normalization(name, facts, masked), modality or ("CT" if name.lower() == "ct" else ""))
+        for name, facts in zip(fingerprint.channels, fingerprint.intensities, strict=True)
+    )
+
+
+def _labels(dataset: Dataset, settings: Settings) -> tuple[Label, ...]:
+    given = {label.value: label for label in settings.labels}
+    unknown = sorted(set(given) - set(dataset.labels))
+    if unknown:
+        msg = f"The configuration describes the labels {unknown}; {dataset.name} has {sorted(dataset.labels)}."
+        raise InputError(msg)
+    return tuple(
+        given.get(value) or Label(value, name, COLORS[(value - 1) % len(COLORS)])
+        for value, name in dataset.labels.items()
+    )
+
+
+def _plan_fingerprint(fingerprint: DatasetFingerprint, axes: Sequence[int]) -> Fingerprint:
+    spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
+    extents = spacings * [_by_axis(case, case.shape, axes) for case in fingerprint.cases]
+    has_scale = all(channel.lower() == "ct" for channel in fingerprint.channels)
+    ranges = tuple(
+        IntensityRange(facts.percentile_00_5, facts.median, facts.percentile_99_5) for facts in fingerprint.intensities
+    )
+    return Fingerprint(
+        spacing_min_mm=_triple(spacings.min(axis=0)),
+        spacing_max_mm=_triple(spacings.max(axis=0)),
+        extent_min_mm=_triple(extents.min(axis=0)),
+        extent_max_mm=_triple(extents.max(axis=0)),
+        intensities=ranges if has_scale else (),
+    )
+
+
+def _triple(values: Array) -> Triple:
+    z, y, x = (float(value) for value in values)
+    return z, y, x

@@ -1,0 +1,147 @@
+"""The configuration file: what cannot be read off the images. Every key is checked; unknown ones are refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from MambaSegLib.errors import InputError
+from MambaSegLib.plan import IntTriple, Label, OptionValue, Triple
+from MambaSegLib.schema import from_json
+from MambaSegTraining.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """About the data set.
+
+    Attributes:
+        name: Short name; "" takes the one in dataset.json.
+        modality: Modality of all channels, "MR", "CT", ...; may be empty.
+        subjects_file: CSV in the data set's folder with the columns `case` and `subject`; "" where each case is a
+            subject of its own, or `subject_pattern` tells.
+        subject_pattern: Regular expression whose first group, found in a case's name, is its subject.
+        splits_file: JSON with the folds in the data set's folder, in nnU-Net's form; "" makes five.
+        license: License of the data, SPDX where there is one.
+        attribution: The sentence that license asks for.
+        url: Where the data is.
+    """
+
+    name: str = ""
+    modality: str = ""
+    subjects_file: str = ""
+    subject_pattern: str = ""
+    splits_file: str = ""
+    license: str = ""
+    attribution: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What replaces a value of the plan; empty values leave the rule's.
+
+    Attributes:
+        spacing_mm: Voxel size the network works at.
+        patch_size: Voxels the network sees.
+        mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which training mirrors.
+        crop_to_nonzero: Crop the zero margin first.
+    """
+
+    spacing_mm: Triple | None = None
+    patch_size: IntTriple | None = None
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    crop_to_nonzero: bool = True
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The network.
+
+    Attributes:
+        name: A name of the network table.
+        features: Channels per stage; () doubles from 32 up to 320. Fewer than the planned stages leave out the deepest.
+        blocks: Blocks per encoder stage; () takes 1, 3, 4, 6, 6, ... for residual encoders, else 2.
+        decoder_blocks: Blocks per decoder stage; 0 takes 1 for residual encoders, else 2.
+        memory_gb: GPU memory the patch size is chosen for.
+        options: Options of the network's builder.
+    """
+
+    name: str = "mamba_unet_multidirectional"
+    features: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()
+    decoder_blocks: int = 0
+    memory_gb: float = 8.0
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BundleSettings:
+    """What a bundle says about itself; `export` refuses empty ones.
+
+    Attributes:
+        name: `network.dataset`.
+        version: Version of the weights.
+        description: One or two sentences for the person who chooses a model.
+        weights_license: License of the weights.
+        intended_use: What it is for.
+        limits: Where it must not be trusted.
+        references: Publications to cite.
+    """
+
+    name: str = ""
+    version: str = "1.0.0"
+    description: str = ""
+    weights_license: str = ""
+    intended_use: str = ""
+    limits: str = ""
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole configuration file.
+
+    Attributes:
+        name: What to call these settings, e.g. "paper"; the bundle names its recipe so.
+        dataset: About the data set.
+        labels: Names, colors and codes of the structures, by value; structures not listed get the name of
+            dataset.json and a color of a fixed table.
+        plan: Replacements in the plan.
+        network: The network.
+        recipe: How a fold is trained.
+        bundle: What the bundle says about itself.
+    """
+
+    name: str = "default"
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    labels: tuple[Label, ...] = ()
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    recipe: Recipe = field(default_factory=Recipe)
+    bundle: BundleSettings = field(default_factory=BundleSettings)
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a TOML configuration file.
+
+    Raises:
+        InputError: If it is missing, is not TOML, or says something unknown; the message names the place.
+    """
+    toml: Any
+    if sys.version_info >= (3, 11):
+        import tomllib as toml
+    else:
+        import tomli as toml
+    try:
+        data = toml.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        msg = f"The configuration {path} does not exist."
+        raise InputError(msg) from error
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is not TOML: {error}."
+        raise InputError(msg) from error
+    return from_json(Settings, data, str(path))

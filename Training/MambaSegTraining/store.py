@@ -1,0 +1,119 @@
+"""The preprocessed cases of a data set on disk: arrays that are read by patches, never as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from MambaSegLib.atomic import new_file
+from MambaSegLib.volume import Array
+from MambaSegTraining.files import read_json, write_json
+
+POINTS_PER_LABEL = 10_000
+
+
+@dataclass(frozen=True)
+class StoredCaseRecord:
+    """Written last: a case without it is not finished.
+
+    Attributes:
+        name: Name of the case.
+        key: Hash of everything the arrays depend on: plan, source files, versions.
+        shape: Voxels along (Z, Y, X).
+        labels: Values of the structures that occur in it.
+    """
+
+    name: str
+    key: str
+    shape: tuple[int, int, int]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One preprocessed case, memory-mapped.
+
+    Attributes:
+        name: Name of the case.
+        image: (C, Z, Y, X) float32, normalized.
+        labels: (Z, Y, X) uint8 or uint16.
+        points: Per structure that occurs: voxels (N, 3) of it, a sample where there are many.
+    """
+
+    name: str
+    image: Array
+    labels: Array
+    points: dict[int, Array]
+
+
+def is_stored(folder: Path, name: str, key: str) -> bool:
+    """Whether this case is there, finished, and made from the same plan and source files."""
+    record = _record_path(folder, name)
+    return record.is_file() and read_json(StoredCaseRecord, record).key == key
+
+
+def store_case(folder: Path, name: str, key: str, image: Array, labels: Array) -> None:
+    """Write one case.
+
+    Args:
+        folder: Folder of the store.
+        name: Name of the case.
+        key: See `StoredCaseRecord`.
+        image: (C, Z, Y, X).
+        labels: (Z, Y, X), whole numbers.
+    """
+    _record_path(folder, name).unlink(missing_ok=True)
+    points = sample_points(labels)
+    compact = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+    _write_array(_image_path(folder, name), np.ascontiguousarray(image, dtype=np.float32))
+    _write_array(_labels_path(folder, name), compact)
+    rows = [np.column_stack((np.full(len(where), value), where)) for value, where in points.items()]
+    _write_array(_points_path(folder, name), np.concatenate([np.empty((0, 4)), *rows]).astype(np.int32))
+    z, y, x = labels.shape
+    write_json(_record_path(folder, name), StoredCaseRecord(name, key, (z, y, x), tuple(points)))
+
+
+def open_case(folder: Path, name: str) -> StoredCase:
+    """Open one case without reading its voxels.
+
+    Raises:
+        InputError: If it is missing or unfinished.
+    """
+    record = read_json(StoredCaseRecord, _record_path(folder, name))
+    rows = np.load(_points_path(folder, name))
+    points = {value: rows[rows[:, 0] == value, 1:] for value in record.labels}
+    image = np.load(_image_path(folder, name), mmap_mode="r")
+    return StoredCase(name, image, np.load(_labels_path(folder, name), mmap_mode="r"), points)
+
+
+def sample_points(labels: Array) -> dict[int, Array]:
+    """Up to `POINTS_PER_LABEL` voxels (N, 3) of each structure, spread evenly over its voxels."""
+    points = {}
+    for value in np.unique(labels[labels > 0]):
+        voxels = np.flatnonzero(labels == value)
+        chosen = voxels[np.linspace(0, len(voxels) - 1, min(len(voxels), POINTS_PER_LABEL)).round().astype(int)]
+        points[int(value)] = np.column_stack(np.unravel_index(chosen, labels.shape))
+    return points
+
+
+def _write_array(path: Path, array: Array) -> None:
+    with new_file(path) as work:
+        np.save(work, array)
+
+
+def _image_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}_image.npy"
+
+
+def _labels_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}_labels.npy"
+
+
+def _points_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}_points.npy"
+
+
+def _record_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
