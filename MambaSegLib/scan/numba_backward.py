@@ -30,7 +30,7 @@ from MambaSegLib.scan.numba_tiles import (
     target_rows,
     write_back,
 )
-from MambaSegLib.scan.vector_ir import LANES, LN2, Value, Vectors, address_of, compiled, vector_kernel
+from MambaSegLib.scan.vector_ir import LANES, LN2, Value, Vectors, address_of, compiled, keep, vector_kernel
 
 if TYPE_CHECKING:
     from MambaSegLib.scan.paths import Array
@@ -315,6 +315,8 @@ def states_of_segment(
                 advance_states_only(
                     (TILE, rates_at, target + n * ROW_BYTES, b_tile + 4 * n, width, tile, tile + TILE_BYTES)
                 )
+    keep((rows, counting))
+    keep((tiles, b_rows))
 
 
 @compiled
@@ -504,3 +506,5 @@ def scan_backward(
         if done % FLUSH_TILES == 0:
             flush(sums, parameter_gradients, blocks)
     flush(sums, parameter_gradients, blocks)
+    keep((rows, counting))
+    keep((tiles, bc_tiles, history))

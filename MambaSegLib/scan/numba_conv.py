@@ -19,7 +19,7 @@ from MambaSegLib.scan.numba_tiles import (
     target_rows,
     write_back,
 )
-from MambaSegLib.scan.vector_ir import LANES, Value, Vectors, address_of, compiled, vector_kernel
+from MambaSegLib.scan.vector_ir import LANES, Value, Vectors, address_of, compiled, keep, vector_kernel
 
 if TYPE_CHECKING:
     from MambaSegLib.scan.paths import Array
@@ -188,6 +188,8 @@ def conv_forward(
             else:
                 convolve_plain(args)
             write_back(out, batch, block, lanes, steps, lists, out_spare)
+    keep((rows, counting))
+    keep((spare,))
 
 
 @compiled
@@ -253,3 +255,5 @@ def conv_backward(
                 gradients[1][block, lane] += bias_sums[lane]
             sums[:] = 0.0
             bias_sums[:] = 0.0
+    keep((rows, counting))
+    keep((x_tile, dsum_tile, dx_spare, sums, bias_sums))

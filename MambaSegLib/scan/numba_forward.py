@@ -22,7 +22,7 @@ from MambaSegLib.scan.numba_tiles import (
     target_rows,
     write_back,
 )
-from MambaSegLib.scan.vector_ir import LANES, LN2, LOG2E, Value, Vectors, address_of, compiled, vector_kernel
+from MambaSegLib.scan.vector_ir import LANES, LN2, LOG2E, Value, Vectors, address_of, compiled, keep, vector_kernel
 
 if TYPE_CHECKING:
     from MambaSegLib.scan.paths import Array
@@ -234,3 +234,5 @@ def scan_forward(
             else:
                 finish_plain((steps, listed, y_tile, z_at, z_row, out_at, out_row))
             write_back(out, batch, block, lanes, steps, lists, spare + 3 * TILE_BYTES)
+    keep((rows, counting))
+    keep((tiles, bc_tiles))

@@ -51,6 +51,11 @@ def address_of(array: Any) -> int:
     return np.int64(array.ctypes.data)  # type: ignore[return-value]
 
 
+@compiled
+def keep(arrays: Any) -> None:
+    """Last use of arrays that a function knows by address only: numba frees an array after its last use by name."""
+
+
 def vector_kernel(build: Callable[..., None]) -> Any:
     """Make a function callable from `compiled` code out of one that emits instructions.
 
