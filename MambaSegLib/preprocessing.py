@@ -101,8 +101,7 @@ def preprocess_with_labels(volume: Volume, labels: Labels, plan: Plan) -> tuple[
     preprocessed = preprocess(volume, plan)
     undo = preprocessed.undo
     count = len(plan.labels) + 1
-    nearest_axis = coarse_axis(undo.cropped.spacing_mm, plan.spacing_mm)
-    resampled = resample_classes(undo.view(classes), count, undo.working.shape, nearest_axis)
+    resampled = resample_classes(undo.view(classes), count, undo.working.shape)
     return preprocessed, np.ascontiguousarray(resampled)
 
 
@@ -204,10 +203,10 @@ def _resample_channels(image: Array, undo: Undo, plan: Plan) -> Array:
     shape: IntTriple = undo.working.shape
     if image.shape[1:] == shape:
         return image
-    nearest_axis = coarse_axis(undo.cropped.spacing_mm, plan.spacing_mm)
+    linear_axis = coarse_axis(undo.cropped.spacing_mm, plan.spacing_mm)
     result = np.empty((len(image), *shape), dtype=np.float32)
     for channel, array in enumerate(image):
-        result[channel] = resample_image(array, shape, nearest_axis)
+        result[channel] = resample_image(array, shape, linear_axis)
     return result
 
 

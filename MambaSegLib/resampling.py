@@ -36,10 +36,13 @@ def resampled_shape(shape: IntTriple, spacing_mm: Triple, target_mm: Triple) -> 
 
 
 def coarse_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
-    """Axis along which values are taken from the nearest slice instead of being interpolated; None if there is none.
+    """Axis along which images are interpolated linearly, not by splines; None if there is none.
 
-    nnU-Net's rule: if the input's, or else the target's, coarsest spacing is more than 3 times its finest, and only
-    one axis is that coarse, in-plane splines must not blur across slices that have little to do with each other.
+    nnU-Net's rule for *when*: if the input's, or else the target's, coarsest spacing is more than 3 times its finest,
+    and only one axis is that coarse; a spline there would ring across slices that have little to do with each other.
+    *What* is done differs: nnU-Net takes the nearest slice. That moves the image by up to half a slice (5 mm at 10 mm
+    slices; always by half when the number of slices is halved), and the labels would come back as far off their
+    place. Linear interpolation moves nothing.
     """
     for spacing in (spacing_mm, target_mm):
         if max(spacing) / min(spacing) > ANISOTROPY_LIMIT:
@@ -49,13 +52,13 @@ def coarse_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
     return None
 
 
-def resample_image(image: Array, shape: IntTriple, nearest_axis: int | None = None, order: int = CUBIC) -> Array:
+def resample_image(image: Array, shape: IntTriple, linear_axis: int | None = None, order: int = CUBIC) -> Array:
     """Resample one channel.
 
     Args:
         image: (Z, Y, X), finite; computed in float32.
         shape: New number of voxels over the same field of view.
-        nearest_axis: Axis to take the nearest slice along, see `coarse_axis`.
+        linear_axis: Axis to interpolate linearly along, see `coarse_axis`.
         order: Spline order along the others: `CUBIC` for images, as nnU-Net's (no smoothing when it gets coarser),
             or `LINEAR`, which never leaves the range of the values, for probabilities.
 
@@ -66,14 +69,12 @@ def resample_image(image: Array, shape: IntTriple, nearest_axis: int | None = No
     for axis in sorted(range(3), key=lambda k: shape[k] / image.shape[k]):
         if shape[axis] == image.shape[axis]:
             continue
-        if axis == nearest_axis:
-            image = np.take(image, nearest_index(image.shape[axis], shape[axis]), axis=axis)
-        else:
-            image = apply_along(interpolation_matrix(image.shape[axis], shape[axis], order), image, axis)
+        degree = LINEAR if axis == linear_axis else order
+        image = apply_along(interpolation_matrix(image.shape[axis], shape[axis], degree), image, axis)
     return image
 
 
-def resample_classes(classes: Array, count: int, shape: IntTriple, nearest_axis: int | None = None) -> Array:
+def resample_classes(classes: Array, count: int, shape: IntTriple) -> Array:
     """Resample class indices: every class's mask linearly, then the class with the most of each new voxel.
 
     Ties go to the smaller index. Of two classes it is the same as nnU-Net's "more than half"; of several, the largest
@@ -83,7 +84,6 @@ def resample_classes(classes: Array, count: int, shape: IntTriple, nearest_axis:
         classes: (Z, Y, X), unsigned integer, below `count`.
         count: Classes, background included.
         shape: As for `resample_image`.
-        nearest_axis: As for `resample_image`.
     """
     if tuple(classes.shape) == tuple(shape):
         return classes
@@ -93,7 +93,7 @@ def resample_classes(classes: Array, count: int, shape: IntTriple, nearest_axis:
         mask = classes == index
         if not mask.any():
             continue
-        share = resample_image(mask.astype(np.float32), shape, nearest_axis, LINEAR)
+        share = resample_image(mask.astype(np.float32), shape, order=LINEAR)
         more = share > best + 1e-6  # rounding must not decide a tie
         result[more] = index
         best[more] = share[more]
@@ -103,11 +103,6 @@ def resample_classes(classes: Array, count: int, shape: IntTriple, nearest_axis:
 def source_coordinates(source: int, target: int) -> Array:
     """Where the centers of `target` voxels lie, in indices of `source` voxels over the same extent; float64."""
     return (np.arange(target) + 0.5) * (source / target) - 0.5
-
-
-def nearest_index(source: int, target: int) -> Array:
-    """Input index nearest to each output center; the later one halfway between two."""
-    return np.clip(np.floor(source_coordinates(source, target) + 0.5).astype(np.intp), 0, source - 1)
 
 
 def linear_weights(source: int, target: int) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Channel, Label, NetworkPlan, Normalization, Plan
 from MambaSegLib.preprocessing import nonzero_box, preprocess, preprocess_with_labels
-from MambaSegLib.resampling import coarse_axis, nearest_index, resample_classes, resample_image, resampled_shape
+from MambaSegLib.resampling import coarse_axis, resample_classes, resample_image, resampled_shape
 from MambaSegLib.volume import Box, Geometry, Labels, Volume
 
 NONE = Normalization("none")
@@ -200,22 +200,17 @@ def test_the_coarse_axis_follows_the_ratio_of_three(spacing, target, axis):
     assert coarse_axis(spacing, target) == axis
 
 
-def test_along_a_coarse_axis_slices_are_repeated_not_blended():
+def test_along_a_coarse_axis_slices_are_blended_linearly_and_nothing_moves():
     volume = axial(noise((3, 8, 8)), (10.0, 1.0, 1.0))
     found = preprocess(volume, make_plan((5.0, 2.0, 2.0))).array[0]
     assert found.shape == (6, 4, 4)
-    np.testing.assert_allclose(found[::2], found[1::2])
-    np.testing.assert_allclose(found[2], ndi_zoom(volume.array[0, 1][None], (1, 4, 4))[0], atol=1e-5)
-
-
-def test_the_nearest_slice_is_found_in_physical_space():
-    assert nearest_index(3, 6).tolist() == [0, 0, 1, 1, 2, 2]
-    assert nearest_index(5, 2).tolist() == [1, 3]  # centers at 0.75 and 3.25
-    assert nearest_index(1, 3).tolist() == [0, 0, 0]
+    in_plane = [ndi_zoom(image[None], (1, 4, 4))[0] for image in volume.array[0]]
+    # New centers at slice -0.25 (the edge goes on), 0.25, 0.75, ...
+    np.testing.assert_allclose(found[0], in_plane[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], 0.75 * in_plane[0] + 0.25 * in_plane[1], atol=1e-5)
 
 
 def test_labels_go_through_the_same_steps_as_the_image():
-    """An image that equals its label map: nearest and one-hot linear interpolation agree along the coarse axis."""
     values = np.zeros((4, 9, 8), dtype=np.uint8)
     values[1:3, 2:7, 3:6] = 5
     volume = axial(values.astype(np.float32), (10.0, 1.0, 1.0))
