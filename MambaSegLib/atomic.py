@@ -14,7 +14,8 @@ from pathlib import Path
 def new_folder(target: Path) -> Iterator[Path]:
     """Fill a folder under another name and give it its own at the end; on any error nothing is left.
 
-    An old folder of that name is put aside first and removed last, so that a kill in between loses neither.
+    An old folder of that name is put aside first and removed last: a kill between the two renames leaves the old one
+    and the new one in a `.tmp-` folder beside it.
 
     Args:
         target: The folder to make or replace. Its parent is made where it is missing.

@@ -20,10 +20,13 @@ from MambaSegLib.manifest import SCHEMA_VERSION, BundleManifest, FoldFile, Metri
 from MambaSegLib.manifest_check import check_manifest, check_schema_version, fold_file_name
 from MambaSegLib.model_card import model_card
 from MambaSegLib.model_folders import BUNDLED_MODELS, default_models_folder, find_model_folder, model_names
+from MambaSegLib.networks import resolve_plan
 from MambaSegLib.schema import format_json, from_json, parse_json, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from MambaSegLib.networks.contract import SegmentationNetwork
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -99,6 +102,17 @@ class Bundle:
         weights = _parse_weights(content, entry.file)
         return {name: _as_loaded(tensor, name, entry) for name, tensor in weights.items()}
 
+    def load_network(self, fold: int) -> SegmentationNetwork:
+        """Build the network and give it the weights of one fold.
+
+        Raises:
+            BundleError: As `load_weights`; if weights and network do not belong together.
+            InputError: If the plan asks for what the network's builder refuses.
+        """
+        from MambaSegLib.bundle_network import network_with_weights
+
+        return network_with_weights(self.manifest.plan.network, self.load_weights(fold), self.name)
+
     def verified_bytes(self, entry: FoldFile) -> bytes:
         """Content of a weight file; the very bytes that were hashed, so that no swap in between goes unseen.
 
@@ -157,7 +171,7 @@ def load_bundle(name_or_path: str | Path, *, models_dir: Path | None = None) -> 
     """
     # A name wins over a folder of that name in the working directory: the same command means the same model anywhere.
     folder = find_model_folder(str(name_or_path), models_dir)
-    if folder is None and not Path(name_or_path).exists():
+    if folder is None and not _exists(Path(name_or_path)):
         raise _unknown_model(str(name_or_path), models_dir)
     return Bundle(open_bundle_files(folder or Path(name_or_path)))
 
@@ -195,7 +209,9 @@ def save_bundle(
     dtype: WeightType = "float16" if half else "float32"
     blobs = {index: _format_weights(state, half) for index, state in sorted(weights.items())}
     folds = tuple(_fold_file(index, blob, dtype) for index, blob in blobs.items())
-    complete = dataclasses.replace(manifest, folds=folds)
+    # Every option is written out, so that stored weights never depend on the defaults of a later version.
+    plan = dataclasses.replace(manifest.plan, network=resolve_plan(manifest.plan.network))
+    complete = dataclasses.replace(manifest, plan=plan, folds=folds)
     contents = _described(complete, blobs) | _attached(attachments)
     if target.suffix.lower() == ".zip":
         _write_zip(contents, target)
@@ -212,6 +228,13 @@ def pack_bundle(bundle: Bundle, path: str | Path) -> None:
     """
     bundle.verify()
     _write_zip({name: bundle.files.read(name) for name in bundle.files.names()}, Path(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path != Path() and path.exists()  # an empty name is no path to the working directory
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
 
 
 def _unknown_model(name: str, models_dir: Path | None) -> BundleError:

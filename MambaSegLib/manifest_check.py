@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from MambaSegLib.errors import BundleError
 from MambaSegLib.manifest import SCHEMA_VERSION, BundleManifest
+from MambaSegLib.networks import NETWORKS
 from MambaSegLib.plan import Channel, Fingerprint, Label, NetworkPlan, Plan
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)+")
@@ -25,6 +26,7 @@ MAX_NAME = 100
 MAX_TEXT = 20_000
 MAX_FOLDS = 100
 MAX_CLASSES = 1000
+MAX_LABEL_VALUE = 65535
 MAX_CHANNELS = 100
 MAX_STAGES = 12
 MAX_FEATURES = 4096
@@ -161,8 +163,9 @@ def is_orientation(code: str) -> bool:
 def _check_labels(labels: Sequence[Label]) -> Iterator[Problem]:
     if not 1 <= len(labels) < MAX_CLASSES:
         yield "plan.labels", f"expected 1 to {MAX_CLASSES - 1} structures"
-    if [label.value for label in labels] != list(range(1, len(labels) + 1)):
-        yield "plan.labels", "values must be 1, 2, 3, ... in this order"
+    values = [label.value for label in labels]
+    if values != sorted(set(values)) or not all(1 <= value <= MAX_LABEL_VALUE for value in values):
+        yield "plan.labels", f"must be listed by increasing value, each once, from 1 to {MAX_LABEL_VALUE}"
     names = [label.name for label in labels]
     if len(set(names)) != len(names) or not all(name.strip() and len(name) <= MAX_NAME for name in names):
         yield "plan.labels", f"names must be different and 1 to {MAX_NAME} characters long"
@@ -194,6 +197,8 @@ def _check_agreement(plan: Plan) -> Iterator[Problem]:
 
 
 def _check_network(network: NetworkPlan) -> Iterator[Problem]:
+    if network.name not in NETWORKS:
+        yield "plan.network.name", f'there is no network "{network.name[:MAX_NAME]}"; known: {", ".join(NETWORKS)}'
     if min(network.patch_size) < 1 or math.prod(network.patch_size) > MAX_PATCH_VOXELS:
         yield "plan.network.patch_size", f"expected 1 to {MAX_PATCH_VOXELS} voxels"
     if len(network.stages) > MAX_STAGES:
