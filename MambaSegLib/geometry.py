@@ -306,7 +306,7 @@ def shear_of(direction: Array) -> float:
     return float(np.abs(matrix.T @ matrix - np.eye(3)).max())
 
 
-def straightened(axes_mm: Array, origin_mm: Sequence[float], shape: Sequence[int]) -> tuple[Geometry, str]:
+def straightened(axes_mm: Array, origin_mm: Sequence[float] | Array, shape: Sequence[int]) -> tuple[Geometry, str]:
     """Grid of a header whose axes may be a little off the perpendicular.
 
     The nearest rotation (in the least-squares sense: U V of the singular value decomposition) takes the place of the

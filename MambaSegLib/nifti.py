@@ -206,7 +206,7 @@ def _voxel_offset(path: Path, header: Header) -> int:
 
 
 def _fill(path: Path, stream: BinaryIO, array: Array) -> None:
-    target = memoryview(array).cast("B") if array.size else memoryview(b"")
+    target = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(target):
         step = stream.readinto(target[done : done + (1 << 24)])  # type: ignore[attr-defined]

@@ -37,7 +37,7 @@ class RawImage:
 
     array: Array
     axes_mm: Array
-    origin_mm: Sequence[float]
+    origin_mm: Sequence[float] | Array
     name: str
     notices: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
