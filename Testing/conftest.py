@@ -1,11 +1,14 @@
-"""What every test may use: the labelled volumes that lie outside the repository, and one thread per test process."""
+"""What every test may use: the labelled volumes outside the repository, phantoms with known answers, seeds."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from MambaSegLib.volume import Geometry, Volume
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -25,3 +28,49 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the labelled volumes are not on this computer: no folder {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same random numbers in every run."""
+    return np.random.default_rng(20250414)
+
+
+@pytest.fixture(scope="session")
+def oblique_geometry() -> Geometry:
+    """An anisotropic grid turned 20 degrees about x and 10 about z, with different sizes along all axes."""
+    about_x, about_z = np.radians([20.0, 10.0])
+    turn_x = [[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]]
+    turn_z = [[np.cos(about_z), -np.sin(about_z), 0], [np.sin(about_z), np.cos(about_z), 0], [0, 0, 1]]
+    xyz = np.array(turn_z) @ np.array(turn_x)
+    direction = tuple(tuple(float(v) for v in row[::-1]) for row in xyz)
+    return Geometry((9, 14, 17), (3.3, 1.1, 0.7), (-21.5, 40.25, 7.125), direction)
+
+
+@pytest.fixture(scope="session")
+def phantom(oblique_geometry: Geometry) -> Volume:
+    """A body without any symmetry, painted in world coordinates: its content at a place is known without the array.
+
+    A ball of radius 5 mm holds 2, three rods of 4, 6 and 8 mm point from its center to left, posterior and superior
+    and hold 3, 4 and 5; all else is 1 plus a slope of 0.01 per mm along x.
+    """
+    index = np.indices(oblique_geometry.shape).reshape(3, -1).T
+    world = oblique_geometry.to_world(index)
+    array = phantom_at(world, phantom_center(oblique_geometry)).reshape(oblique_geometry.shape)
+    return Volume(array[None].astype(np.float32), oblique_geometry, ("image",), "phantom")
+
+
+def phantom_center(geometry: Geometry) -> np.ndarray:
+    """LPS mm of the ball's center."""
+    return geometry.to_world((np.array(geometry.shape) - 1) / 2)
+
+
+def phantom_at(world: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """The phantom's value at (..., 3) LPS positions."""
+    offset = world - center
+    value = 1 + 0.01 * world[..., 0]
+    value = np.where(np.linalg.norm(offset, axis=-1) <= 5, 2.0, value)
+    for axis, (length, content) in enumerate([(4, 3.0), (6, 4.0), (8, 5.0)]):
+        aside = np.linalg.norm(np.delete(offset, axis, axis=-1), axis=-1)
+        value = np.where((aside <= 1.7) & (offset[..., axis] >= 0) & (offset[..., axis] <= length), content, value)
+    return value
