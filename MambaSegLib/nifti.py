@@ -121,7 +121,7 @@ def read_nifti(path: Path, frame: int | None = None) -> RawImage:
     try:
         with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
             bound = size * GZIP_RATIO if compressed else size
-            return _read(path, stream, bound, frame)  # type: ignore[arg-type]
+            return _read(path, stream, size, bound, frame)  # type: ignore[arg-type]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         msg = f"{path} is damaged or cut off ({error}); get it again"
         raise InputError(msg) from None
@@ -130,7 +130,7 @@ def read_nifti(path: Path, frame: int | None = None) -> RawImage:
         raise InputError(msg) from None
 
 
-def _read(path: Path, stream: BinaryIO, bound: int, frame: int | None) -> RawImage:
+def _read(path: Path, stream: BinaryIO, size: int, bound: int, frame: int | None) -> RawImage:
     header, order = _parse_header(path, stream.read(540))
     shape = _shape(path, header)
     dtype = np.dtype(order + _dtype_code(path, header))
@@ -141,6 +141,8 @@ def _read(path: Path, stream: BinaryIO, bound: int, frame: int | None) -> RawIma
     stored = allocate(path, spatial, dtype)
     stream.seek(offset + chosen * stored.nbytes)
     _fill(path, stream, stored)
+    if bound > size:
+        _check_rest(stream, (shape[3] - chosen - 1) * stored.nbytes)
     axes_ras, origin_ras, notices = _grid(path, header, spatial)
     return RawImage(
         _scaled(path, header, stored),
@@ -214,6 +216,13 @@ def _fill(path: Path, stream: BinaryIO, array: Array) -> None:
             msg = f"{path} is cut off: {done} of {len(target)} bytes of voxels are there; get it again"
             raise InputError(msg)
         done += step
+
+
+def _check_rest(stream: BinaryIO, rest: int) -> None:
+    """Decompress what follows, up to `rest` bytes and the end: gzip then compares its checksum and raises if it fails."""
+    left = rest + (1 << 16)
+    while left > 0 and (step := len(stream.read(1 << 20))):
+        left -= step
 
 
 def _scaled(path: Path, header: Header, stored: Array) -> Array:
@@ -299,8 +308,10 @@ def _qform(path: Path, header: Header, pixdim: Array) -> tuple[Array, Array]:
     if not (np.isfinite(origin).all() and norm <= 1 + 1e-3):
         msg = f"{path} has a damaged header: its qform is {quaternion.tolist()}, {origin.tolist()}; correct it"
         raise InputError(msg)
-    b, c, d = quaternion / max(1.0, np.sqrt(norm))
-    a = np.sqrt(max(0.0, 1.0 - norm))
+    # Half turns: b, c, d are 32-bit floats, so a square this small is rounding and would turn the grid (nifti1_io.c).
+    half_turn = 1.0 - norm < 1e-7
+    a = 0.0 if half_turn else np.sqrt(1.0 - norm)
+    b, c, d = quaternion / (np.sqrt(norm) if half_turn else 1.0)
     rotation = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
@@ -326,7 +337,8 @@ def nifti_bytes(array: Array, geometry: Geometry, description: str = "") -> tupl
         msg = f"NIfTI cannot hold {array.shape} voxels of {array.dtype}: write .nrrd or .mha instead"
         raise InputError(msg)
     header = np.zeros((), _layout(1, "<"))
-    axes = np.asarray(geometry.index_to_world)[:3, 2::-1] * _RAS_TO_LPS[:, None]
+    axes = np.asarray(geometry.index_to_world)[:3, 2::-1] * _RAS_TO_LPS[:, None] + 0.0  # no negative zeros
+    origin = np.multiply(geometry.origin_mm, _RAS_TO_LPS) + 0.0
     quaternion, handedness = _quaternion(axes / np.asarray(geometry.spacing_mm)[::-1])
     header["sizeof_hdr"], header["magic"], header["vox_offset"] = 348, b"n+1", 352
     header["dim"] = [3, *array.shape[::-1], 1, 1, 1, 1]
@@ -336,8 +348,8 @@ def nifti_bytes(array: Array, geometry: Geometry, description: str = "") -> tupl
     header["descrip"] = description.encode("ascii", "replace")[:79]
     header["qform_code"] = header["sform_code"] = 1
     header["quatern"] = quaternion
-    header["qoffset"] = np.multiply(geometry.origin_mm, _RAS_TO_LPS)
-    header["srow"][:, :3], header["srow"][:, 3] = axes, np.multiply(geometry.origin_mm, _RAS_TO_LPS)
+    header["qoffset"] = origin
+    header["srow"][:, :3], header["srow"][:, 3] = axes, origin
     voxels = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return header.tobytes() + bytes(4), voxels
 
