@@ -6,19 +6,23 @@ The patch size never changes: a network sees as much context as it was trained w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
-from MambaSegLib.errors import EnvironmentProblemError
+from MambaSegLib.errors import EnvironmentProblemError, MambaSegError
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
+
+FREE_SHARE = 0.5
+"""Share of a GPU's free memory the sums may take; networks and tiles need the rest."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,40 @@ class Placement:
         if self.device != CPU:
             return replace(self, device=CPU), "the rest is computed on the CPU, which takes many times longer"
         return None
+
+
+def first_placement(device: torch.device, tile_batch: int, accumulator_bytes: int) -> Placement:
+    """Where to start: sums on the device if they take less than half of its free memory, else in main memory.
+
+    On Apple's GPU always in main memory, which it shares: running out there is no `torch.OutOfMemoryError`.
+    """
+    on_device = device.type == "cpu"
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        on_device = accumulator_bytes < FREE_SHARE * free
+        if not on_device:
+            log.info("sums of %.1f GB are kept in main memory", accumulator_bytes / 1e9)
+    return Placement(device, device if on_device else CPU, tile_batch)
+
+
+@contextmanager
+def explain_lack_of_memory() -> Iterator[None]:
+    """Turn what NumPy and PyTorch raise without memory into an error a person can act on.
+
+    Raises:
+        EnvironmentProblemError: Instead of `MemoryError`, `torch.OutOfMemoryError`, and the `RuntimeError` that stands
+            for it on the CPU.
+    """
+    try:
+        yield
+    except MambaSegError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise EnvironmentProblemError(_no_memory_left(error)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise EnvironmentProblemError(_no_memory_left(error)) from error
 
 
 class MemoryLadder:
@@ -107,3 +145,8 @@ def _out_of_memory(placement: Placement, reason: str) -> str:
         f"Not enough memory on {placement.device} for a single tile ({reason}). Close other programs, segment a region "
         "of interest, or choose a smaller model."
     )
+
+
+def _no_memory_left(error: Exception) -> str:
+    reason = (str(error) or "no details given").splitlines()[0]
+    return f"Memory ran out ({reason}). Close other programs, or segment a region of interest."

@@ -85,6 +85,12 @@ def count_tiles(shape: Sequence[int], patch_size: IntTriple, overlap: float) -> 
     return int(np.prod([len(tile_starts(n, p, overlap)) for n, p in zip(shape, patch_size, strict=True)]))
 
 
+def accumulator_bytes(ensemble: Ensemble, shape: Sequence[int]) -> int:
+    """Memory of the sums over overlapping tiles: classes, weight and entropy of one patch depth."""
+    plane = [max(n, p) for n, p in zip(shape[1:], ensemble.patch_size[1:], strict=True)]
+    return 4 * (ensemble.classes + 2) * ensemble.patch_size[0] * plane[0] * plane[1]
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """The members whose probabilities are averaged.

@@ -1,0 +1,106 @@
+"""Which device computes: the one asked for if it is there, or the fastest that is known to work."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from MambaSegLib.errors import EnvironmentProblemError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Find a device.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:1", "mps". "auto" takes CUDA, else MPS if it computes what a network needs
+            as the CPU does, else the CPU.
+
+    Raises:
+        EnvironmentProblemError: If the device asked for is not there.
+        InputError: If there is no device of that name.
+    """
+    import torch
+
+    if name == "auto":
+        return _fastest()
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        msg = f"there is no device {name!r}; choose auto, cpu, cuda (or cuda:0, cuda:1, ...) or mps"
+        raise InputError(msg)
+    if device.type == "cuda":
+        _check_cuda(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        msg = "the device mps (Apple's GPU) is not there: it needs a Mac with Apple silicon. Choose auto or cpu."
+        raise EnvironmentProblemError(msg)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What to call a device: "cpu", "mps", "cuda:0 (NVIDIA H100)"."""
+    import torch
+
+    if device.type != "cuda":
+        return device.type
+    index = device.index or 0
+    return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+
+
+def _check_cuda(device: torch.device) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = (
+            "this PyTorch was built without CUDA" if torch.version.cuda is None else "no NVIDIA GPU or driver found"
+        )
+        msg = f"the device {device} is not there: {reason}. Choose auto or cpu."
+        raise EnvironmentProblemError(msg)
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        msg = f"the device {device} is not there: this computer has {count}, numbered from 0"
+        raise EnvironmentProblemError(msg)
+
+
+def _fastest() -> torch.device:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available() and _mps_agrees():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@lru_cache(maxsize=1)
+def _mps_agrees() -> bool:
+    """Whether Apple's GPU does 3D convolutions, transposed ones and normalization, and as the CPU does.
+
+    Older versions of PyTorch refuse transposed 3D convolutions there, and wrong results have been reported.
+    """
+    import torch
+    from torch import nn
+
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv3d(2, 4, 3, padding=1, stride=2), nn.InstanceNorm3d(4, affine=True), nn.ConvTranspose3d(4, 3, 2, 2)
+    )
+    image = torch.rand((1, 2, 8, 8, 8), generator=generator)
+    with torch.no_grad():
+        expected = network(image)
+        try:
+            found = network.to("mps")(image.to("mps")).cpu()
+        except (RuntimeError, NotImplementedError) as error:
+            log.info("Apple's GPU is not used: %s", error)
+            return False
+    agrees = bool(torch.allclose(found, expected, atol=1e-3))
+    if not agrees:
+        log.warning("Apple's GPU is not used: it computes convolutions differently from the CPU")
+    return agrees

@@ -1,0 +1,122 @@
+"""Is an image like those the model was trained on? If not, say so in plain words before anyone trusts the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from MambaSegLib.geometry import Array, Geometry
+from MambaSegLib.plan import Fingerprint, IntensityRange, Plan, Triple
+from MambaSegLib.volume import Volume
+
+SPACING_MARGIN = 1.25
+"""Voxels may be smaller than the smallest or larger than the largest seen by this factor without a notice."""
+
+EXTENT_MARGIN = 1.5
+"""The same for the field of view."""
+
+OBLIQUITY_LIMIT_DEG = 20.0
+"""Angle between an axis of the image and the body's beyond which a notice is given."""
+
+FOREGROUND_SHARE = 0.001
+"""Share of voxels with intensities of the structures below which a CT is called unlike."""
+
+_COMPONENT = {"L": 0, "R": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+_AXES = {"L": "left-right", "R": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot"}
+
+
+def notices(volume: Volume, plan: Plan) -> tuple[str, ...]:
+    """What is unlike the training images; () if nothing is.
+
+    Args:
+        volume: The part of the image that is segmented, channels in the plan's order. How its axes are stored (flipped
+            or swapped) does not matter.
+        plan: With the training images' fingerprint; without one, only orientation and contrast are checked.
+
+    Returns:
+        One sentence each, with what was found and what was expected.
+    """
+    geometry = volume.geometry.reoriented(volume.geometry.reorientation_to(plan.orientation))
+    found = [*_obliquity(geometry), *_contrast(volume, plan)]
+    if plan.fingerprint is not None:
+        found += _spacing(geometry, plan.fingerprint, plan.orientation)
+        found += _extent(geometry, plan.fingerprint, plan.orientation)
+        found += _intensities(volume, plan, plan.fingerprint.intensities)
+    return tuple(found)
+
+
+def obliquity_deg(geometry: Geometry) -> float:
+    """Largest angle between an axis of the grid and the anatomical direction it is called after."""
+    cosines = [abs(geometry.direction[_COMPONENT[letter]][axis]) for axis, letter in enumerate(geometry.orientation)]
+    return float(np.degrees(np.arccos(np.clip(min(cosines), 0, 1))))
+
+
+def _obliquity(geometry: Geometry) -> Iterator[str]:
+    angle = obliquity_deg(geometry)
+    if angle > OBLIQUITY_LIMIT_DEG:
+        yield (
+            f"The image is turned by {angle:.0f} degrees against the body's axes; the model may only know images turned "
+            f"by less than {OBLIQUITY_LIMIT_DEG:.0f} degrees. It is segmented along its own axes."
+        )
+
+
+def _contrast(volume: Volume, plan: Plan) -> Iterator[str]:
+    for channel, array in zip(plan.channels, volume.array, strict=True):
+        if array.min() == array.max():
+            yield f"The image {channel.name} has the same value, {array.flat[0]:g}, everywhere: there is nothing to see."
+
+
+def _spacing(geometry: Geometry, fingerprint: Fingerprint, orientation: str) -> Iterator[str]:
+    ranges = fingerprint.spacing_min_mm, fingerprint.spacing_max_mm
+    for axis, found in _outside(geometry.spacing_mm, *ranges, SPACING_MARGIN):
+        low, high = (bound[axis] for bound in ranges)
+        yield (
+            f"Voxels are {found:.3g} mm apart {_AXES[orientation[axis]]}; the model was trained on "
+            f"{_range(low, high)} mm. Details may be missed or misjudged."
+        )
+
+
+def _extent(geometry: Geometry, fingerprint: Fingerprint, orientation: str) -> Iterator[str]:
+    ranges = fingerprint.extent_min_mm, fingerprint.extent_max_mm
+    for axis, found in _outside(geometry.extent_mm, *ranges, EXTENT_MARGIN):
+        low, high = (bound[axis] for bound in ranges)
+        cure = "Choose a region of interest around the structures" if found > high else "Structures may be cut off"
+        yield (
+            f"The image covers {found:.0f} mm {_AXES[orientation[axis]]}; the model was trained on "
+            f"{_range(round(low), round(high))} mm. {cure}."
+        )
+
+
+def _intensities(volume: Volume, plan: Plan, ranges: Sequence[IntensityRange]) -> Iterator[str]:
+    for channel, array, known in zip(plan.channels, volume.array, ranges or (), strict=False):
+        if channel.normalization.scheme != "ct":
+            continue  # Other scales are arbitrary: each image is standardized by itself.
+        low, high = float(array.min()), float(array.max())
+        expected = f"structures of {known.percentile_00_5:.0f} to {known.percentile_99_5:.0f} Hounsfield units"
+        if low >= 0:
+            yield (
+                f"The image {channel.name} has values from {low:.0f} to {high:.0f} and none below 0, as if they were not "
+                f"Hounsfield units (air is -1000); the model was trained on {expected}. Check the rescale intercept."
+            )
+        elif _share_inside(array, known) < FOREGROUND_SHARE:
+            yield (
+                f"Hardly any voxel of {channel.name} (values {low:.0f} to {high:.0f}) has an intensity the model knows: "
+                f"it was trained on {expected}."
+            )
+
+
+def _share_inside(array: Array, known: IntensityRange) -> float:
+    # Slice by slice: masks of a whole CT would take 300 MB.
+    inside = sum(np.count_nonzero((part >= known.percentile_00_5) & (part <= known.percentile_99_5)) for part in array)
+    return inside / array.size
+
+
+def _outside(found: Triple, low: Triple, high: Triple, margin: float) -> Iterator[tuple[int, float]]:
+    for axis, value in enumerate(found):
+        if not low[axis] / margin <= value <= high[axis] * margin:
+            yield axis, value
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"

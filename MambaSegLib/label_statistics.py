@@ -1,0 +1,156 @@
+"""What was segmented, in numbers: volume, place and intensities per structure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, nan, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MambaSegLib.atomic import new_file
+from MambaSegLib.errors import InputError
+from MambaSegLib.geometry import Array
+from MambaSegLib.plan import Label, Triple
+from MambaSegLib.volume import Labels, Volume
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Intensities of one channel inside one structure; nan where the structure is empty.
+
+    Attributes:
+        channel: Name, or its number where it has none.
+        mean: Mean.
+        std: Standard deviation over all voxels (divisor n).
+        minimum: Smallest value.
+        maximum: Largest value.
+    """
+
+    channel: str
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """One structure.
+
+    Attributes:
+        value: Its value in the label map.
+        name: Its name.
+        voxels: Number of voxels.
+        volume_ml: Their volume.
+        centroid_lps_mm: Mean of their centers, LPS (x, y, z); nan where there is none.
+        channels: Intensities per channel.
+    """
+
+    value: int
+    name: str
+    voxels: int
+    volume_ml: float
+    centroid_lps_mm: Triple
+    channels: tuple[ChannelStatistics, ...]
+
+
+def label_statistics(labels: Labels, volume: Volume) -> tuple[LabelStatistics, ...]:
+    """Measure every structure of a label map's table, found or not, in the table's order.
+
+    Args:
+        labels: The label map.
+        volume: The image, on the same grid.
+
+    Raises:
+        InputError: If the grids differ.
+    """
+    difference = volume.geometry.differences(labels.geometry)
+    if difference:
+        msg = f"the segmentation is not on the image's grid: {difference}"
+        raise InputError(msg)
+    names = volume.channels or tuple(f"channel {k}" for k in range(len(volume.array)))
+    return tuple(_measure(labels, volume, names, label) for label in labels.table)
+
+
+def write_statistics(statistics: Sequence[LabelStatistics], path: str | Path) -> None:
+    """Write a table by suffix: .csv (one row per structure) or .json (a list of objects; undefined values are null).
+
+    Raises:
+        InputError: For another suffix.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".json"):
+        msg = f"{path}: statistics are written as .csv or .json"
+        raise InputError(msg)
+    with new_file(path) as work, work.open("w", encoding="utf-8", newline="") as stream:
+        if suffix == ".json":
+            records = [_without_nan(asdict(record)) for record in statistics]
+            stream.write(json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        else:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerows(_table(statistics))
+
+
+def _measure(labels: Labels, volume: Volume, names: Sequence[str], label: Label) -> LabelStatistics:
+    count, index_sum = 0, np.zeros(3)
+    for z, mask in _masks(labels.array, label.value):
+        rows, columns = np.nonzero(mask)
+        count += len(rows)
+        index_sum += (z * len(rows), rows.sum(), columns.sum())
+    center = labels.geometry.to_world(index_sum / count) if count else np.full(3, nan)
+    x, y, z_mm = (float(component) for component in center)
+    return LabelStatistics(
+        value=label.value,
+        name=label.name,
+        voxels=count,
+        volume_ml=count * labels.geometry.voxel_volume_mm3 / 1000,
+        centroid_lps_mm=(x, y, z_mm),
+        channels=tuple(
+            _intensities(name, array, labels.array, label.value)
+            for name, array in zip(names, volume.array, strict=True)
+        ),
+    )
+
+
+def _intensities(name: str, image: Array, labels: Array, value: int) -> ChannelStatistics:
+    """Two passes, slice by slice: exact also where the mean is large, and little memory also for a large structure."""
+    slices = [image[z][mask].astype(np.float64) for z, mask in _masks(labels, value)]
+    count = sum(part.size for part in slices)
+    if count == 0:
+        return ChannelStatistics(name, nan, nan, nan, nan)
+    mean = sum(float(part.sum()) for part in slices) / count
+    variance = sum(float(np.square(part - mean).sum()) for part in slices) / count
+    low, high = min(float(part.min()) for part in slices), max(float(part.max()) for part in slices)
+    return ChannelStatistics(name, mean, sqrt(variance), low, high)
+
+
+def _masks(labels: Array, value: int) -> Iterator[tuple[int, Array]]:
+    for z, part in enumerate(labels):
+        mask = part == value
+        if mask.any():
+            yield z, mask
+
+
+def _table(statistics: Sequence[LabelStatistics]) -> Iterator[list[Any]]:
+    names = [channel.channel for channel in statistics[0].channels] if statistics else []
+    measures = ("mean", "std", "minimum", "maximum")
+    header = ["value", "name", "voxels", "volume_ml", "centroid_x_mm", "centroid_y_mm", "centroid_z_mm"]
+    yield [*header, *(f"{name} {measure}" for name in names for measure in measures)]
+    for record in statistics:
+        intensities = [getattr(channel, measure) for channel in record.channels for measure in measures]
+        numbers = [record.volume_ml, *record.centroid_lps_mm, *intensities]
+        yield [record.value, record.name, record.voxels, *("" if not isfinite(n) else f"{n:.9g}" for n in numbers)]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,306 @@
+"""Volume in, segmentation out: a trained model on a device, ready for one case after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from MambaSegLib import __version__, fingerprint_check
+from MambaSegLib.devices import device_name, resolve_device
+from MambaSegLib.errors import EnvironmentProblemError, InputError
+from MambaSegLib.geometry import Array, Box
+from MambaSegLib.preprocessing import Preprocessed, preprocess, select_channels
+from MambaSegLib.progress import Progress, ProgressCallback
+from MambaSegLib.scan import BACKENDS
+from MambaSegLib.time_estimate import TimeEstimate
+from MambaSegLib.volume import Labels, Volume
+
+if TYPE_CHECKING:
+    import torch
+
+    from MambaSegLib.bundle import Bundle
+    from MambaSegLib.memory_ladder import MemoryLadder
+    from MambaSegLib.networks.contract import SegmentationNetwork
+    from MambaSegLib.sliding_window import Ensemble, Slab
+
+Clock = Callable[[], float]
+
+NO_SCAN = "none"
+"""Name of the scan backend of networks that scan nothing."""
+
+
+@dataclass(frozen=True)
+class PhaseSeconds:
+    """Where the time went.
+
+    Attributes:
+        preprocessing: Crop, normalization, resampling.
+        prediction: The networks.
+        postprocessing: Probabilities to labels on the input's grid.
+    """
+
+    preprocessing: float
+    prediction: float
+    postprocessing: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.preprocessing + self.prediction + self.postprocessing
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A segmented volume.
+
+    Attributes:
+        labels: On the volume's own grid.
+        uncertainty: (Z, Y, X) float32, 0 sure to 1 all classes equally likely; None if not asked for. See
+            `postprocessing.Segmented`.
+        disagreement: (Z, Y, X) float32, the part of it that comes from folds or mirrored versions that differ; None
+            if not asked for.
+        notices: What the person should know before trusting it: how the volume is unlike the training images, what
+            gave way when memory was short. One sentence or two each.
+        backend: Scan backend that computed; "none" for a network without a scan.
+        device: Device that computed, e.g. "cpu", "cuda:0 (NVIDIA H100)".
+        seconds: Time per phase.
+    """
+
+    labels: Labels
+    uncertainty: Array | None
+    disagreement: Array | None
+    notices: tuple[str, ...]
+    backend: str
+    device: str
+    seconds: PhaseSeconds
+
+
+class Predictor:
+    """A model's networks, loaded; holds nothing of the cases it has segmented.
+
+    Attributes:
+        bundle: The model.
+        device: Where it computes.
+        backend: Scan backend it computes with, "none" if its network scans nothing.
+        folds: Folds whose networks are averaged.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        scan: str = "auto",
+        folds: Sequence[int] | None = None,
+        mirroring: bool = False,
+        overlap: float = 0.5,
+        tile_batch: int = 1,
+    ) -> None:
+        """Load the networks.
+
+        Args:
+            bundle: The model.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps"; see `devices.resolve_device`.
+            scan: Scan backend, or "auto" for the fastest there is; see `scan.resolve_backend`.
+            folds: Folds to average; None takes all the model has.
+            mirroring: Also average over mirrored versions along the axes the model was trained to mirror: 2 to 8 times
+                the time, and often a little better.
+            overlap: Fraction of a tile that its neighbor covers again, 0 to below 1. Less is faster and rougher.
+            tile_batch: Tiles computed at a time; more is faster only on a large GPU with a small patch.
+
+        Raises:
+            InputError: If an argument is out of range, or the model has no such fold.
+            EnvironmentProblemError: If PyTorch, the device or the scan backend is missing.
+        """
+        _check(scan, folds, overlap, tile_batch)
+        _require_torch()
+        self.bundle = bundle
+        self.device = resolve_device(device)
+        self.folds = tuple(bundle.fold_indices if folds is None else folds)
+        self._scan = scan
+        self._networks = tuple(_load(bundle, fold, scan) for fold in self.folds)
+        self.backend = self._backend_on(self.device)
+        self._mirroring = mirroring
+        self._overlap = overlap
+        self._tile_batch = tile_batch
+
+    def predict(
+        self,
+        volume: Volume,
+        progress: ProgressCallback | None = None,
+        *,
+        roi: Box | None = None,
+        uncertainty: bool = False,
+        disagreement: bool = False,
+        clock: Clock = time.perf_counter,
+    ) -> Prediction:
+        """Segment a volume.
+
+        Args:
+            volume: Channels by name in any order, or without names in the model's order.
+            progress: Called after every step; raising `CancelledError` from it ends the work there.
+            roi: Segment this part only (indices on the volume's grid); the rest becomes background.
+            uncertainty: Also return how unsure the model is, per voxel.
+            disagreement: Also return how much folds, mirrored versions and overlapping tiles differ, per voxel.
+            clock: Seconds, for the estimate of the time left.
+
+        Raises:
+            InputError: If the volume is not what the model expects; the message lists what it does.
+            EnvironmentProblemError: If memory runs out on every step of the ladder, or a network's output is not finite.
+            CancelledError: As raised by `progress`.
+        """
+        from MambaSegLib.memory_ladder import explain_lack_of_memory
+        from MambaSegLib.postprocessing import to_labels
+
+        report = progress or _ignore
+        plan = self.bundle.manifest.plan
+        with explain_lack_of_memory():
+            start = clock()
+            report(Progress("Preprocessing", 0, 1))
+            preprocessed, notices = self._prepare(volume, roi)
+            report(Progress("Preprocessing", 1, 1))
+            ladder = self._ladder(preprocessed)
+            slabs = _Timed(self._slabs(preprocessed, ladder, report, disagreement, clock), clock)
+            prepared = clock()
+            segmented = to_labels(slabs, preprocessed.undo, plan, uncertainty=uncertainty, disagreement=disagreement)
+            seconds = PhaseSeconds(prepared - start, slabs.seconds, clock() - prepared - slabs.seconds)
+            report(Progress("Postprocessing", 1, 1, 0.0))
+        device = ladder.placement.device
+        return Prediction(
+            labels=Labels(segmented.labels, volume.geometry, plan.labels, self._tags(volume)),
+            uncertainty=segmented.uncertainty,
+            disagreement=segmented.disagreement,
+            notices=(*notices, *ladder.notices),
+            backend=self._backend_on(device),
+            device=device_name(device),
+            seconds=seconds,
+        )
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks and how they are combined."""
+        from MambaSegLib.sliding_window import Ensemble
+
+        plan = self.bundle.manifest.plan
+        axes = plan.mirror_axes if self._mirroring else ()
+        return Ensemble(self._networks, len(plan.labels) + 1, plan.patch_size, axes)
+
+    def _prepare(self, volume: Volume, roi: Box | None) -> tuple[Preprocessed, tuple[str, ...]]:
+        plan = self.bundle.manifest.plan
+        volume = select_channels(volume, plan)
+        preprocessed = preprocess(volume, plan, roi=roi)
+        notices = fingerprint_check.notices(volume.cropped(roi) if roi else volume, plan)
+        if self._mirroring and not plan.mirror_axes:
+            notices += ("Mirroring was asked for, but the model was trained without it, so it was left out.",)
+        return preprocessed, notices
+
+    def _ladder(self, preprocessed: Preprocessed) -> MemoryLadder:
+        from MambaSegLib.memory_ladder import MemoryLadder, first_placement
+        from MambaSegLib.sliding_window import accumulator_bytes
+
+        needed = accumulator_bytes(self.ensemble, preprocessed.array.shape[1:])
+        return MemoryLadder(first_placement(self.device, self._tile_batch, needed))
+
+    def _slabs(
+        self,
+        preprocessed: Preprocessed,
+        ladder: MemoryLadder,
+        report: ProgressCallback,
+        disagreement: bool,
+        clock: Clock,
+    ) -> Iterator[Slab]:
+        from MambaSegLib.sliding_window import count_tiles, predict_probabilities
+
+        ensemble, image = self.ensemble, preprocessed.array
+        total = count_tiles(image.shape[1:], ensemble.patch_size, self._overlap)
+        estimate = TimeEstimate(total, clock)
+        report(Progress("Predicting", 0, total))
+        return predict_probabilities(
+            ensemble,
+            image,
+            ladder,
+            overlap=self._overlap,
+            disagreement=disagreement,
+            on_tile=lambda done, all_: report(Progress("Predicting", done, all_, estimate.seconds_left(done))),
+        )
+
+    def _tags(self, volume: Volume) -> tuple[tuple[str, str], ...]:
+        manifest = self.bundle.manifest
+        return (
+            ("Model", f"{manifest.name} {manifest.version}"),
+            ("ModelSHA256", self.bundle.sha256),
+            ("Folds", " ".join(str(fold) for fold in self.folds)),
+            ("Source", volume.name),
+            ("Software", f"MambaSegmentation {__version__}"),
+            ("Disclaimer", "Research use only; not approved for clinical use."),
+        )
+
+    def _backend_on(self, device: torch.device) -> str:
+        from MambaSegLib.networks.mamba import MambaBlock
+        from MambaSegLib.scan import resolve_backend
+
+        if not any(isinstance(module, MambaBlock) for network in self._networks for module in network.modules()):
+            return NO_SCAN
+        return resolve_backend(self._scan, str(device))
+
+
+class _Timed:
+    """Slabs, and the time it took to make them."""
+
+    def __init__(self, slabs: Iterator[Slab], clock: Clock) -> None:
+        self._slabs = slabs
+        self._clock = clock
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Slab]:
+        return self
+
+    def __next__(self) -> Slab:
+        start = self._clock()
+        try:
+            return next(self._slabs)
+        finally:
+            self.seconds += self._clock() - start
+
+
+def _ignore(progress: Progress) -> None:
+    del progress
+
+
+def _check(scan: str, folds: Sequence[int] | None, overlap: float, tile_batch: int) -> None:
+    if scan not in ("auto", *BACKENDS):
+        msg = f"there is no scan backend {scan!r}; choose auto, {', '.join(BACKENDS)}"
+        raise InputError(msg)
+    if folds is not None and (not folds or len(set(folds)) != len(folds)):
+        msg = f"give each fold to use once, or none to use all; found {list(folds)}"
+        raise InputError(msg)
+    if not 0 <= overlap < 1:
+        msg = f"the overlap of tiles must be 0 or more and below 1, found {overlap}"
+        raise InputError(msg)
+    if tile_batch < 1:
+        msg = f"tiles are computed 1 or more at a time, found {tile_batch}"
+        raise InputError(msg)
+
+
+def _require_torch() -> None:
+    try:
+        import torch
+    except ImportError as error:
+        msg = (
+            f"Segmenting needs PyTorch ({error}). Install it: pip install torch, or in 3D Slicer the PyTorch extension."
+        )
+        raise EnvironmentProblemError(msg) from None
+    del torch
+
+
+def _load(bundle: Bundle, fold: int, scan: str) -> SegmentationNetwork:
+    from MambaSegLib.networks import set_scan_backend
+
+    network = bundle.load_network(fold)
+    network.deep_supervision = False
+    network.requires_grad_(False)
+    network.eval()
+    set_scan_backend(network, scan)
+    return network

@@ -1,0 +1,110 @@
+"""A notice where an image is unlike the training images, with numbers; silence where it is alike."""
+
+import numpy as np
+import pytest
+
+from MambaSegLib.fingerprint_check import notices, obliquity_deg
+from MambaSegLib.plan import Channel, Fingerprint, IntensityRange, Label, NetworkPlan, Normalization, Plan
+from MambaSegLib.volume import Geometry, Volume
+
+ORGAN = IntensityRange(-60.0, 90.0, 280.0)
+SEEN = Fingerprint((1.0, 0.7, 0.7), (3.0, 0.9, 0.9), (150.0, 300.0, 300.0), (400.0, 400.0, 400.0), (ORGAN,))
+CT = Normalization("ct", lower=-60, upper=280, mean=90, std=50)
+
+
+def make_plan(normalization=CT, fingerprint=SEEN, names=("CT",)):
+    channels = tuple(Channel(name, normalization) for name in names)
+    network = NetworkPlan("mamba_unet_unidirectional", len(names), 2, (8, 8, 8), ())
+    return Plan("SPL", (2.0, 0.8, 0.8), channels, (Label(1, "Spleen", (1, 2, 3)),), network, fingerprint=fingerprint)
+
+
+def body(shape=(10, 20, 20), spacing=(20.0, 17.5, 17.5), tilt_deg=0.0, fill=100):
+    """Air around soft tissue; as coarse as needed to cover a trunk with few voxels."""
+    array = np.full(shape, -1000, dtype=np.int16)
+    array[2:-2, 4:-4, 4:-4] = fill
+    a = np.deg2rad(tilt_deg)
+    direction = ((0.0, -np.sin(a), np.cos(a)), (0.0, np.cos(a), np.sin(a)), (1.0, 0.0, 0.0))
+    return Volume(array[None], Geometry(shape, spacing, (0.0, 0.0, 0.0), direction))
+
+
+def coarse_plan(**settings):
+    fingerprint = Fingerprint((20.0, 17.5, 17.5), (20.0, 17.5, 17.5), SEEN.extent_min_mm, SEEN.extent_max_mm, (ORGAN,))
+    return make_plan(**{"fingerprint": fingerprint, **settings})
+
+
+def test_an_image_like_the_training_images_gets_no_notice():
+    assert notices(body(), coarse_plan()) == ()
+
+
+@pytest.mark.parametrize("orientation", ["RAI", "LSA", "PIR"])
+def test_how_the_axes_are_stored_does_not_matter(orientation):
+    volume = body()
+    assert notices(volume.reoriented(volume.geometry.reorientation_to(orientation)), coarse_plan()) == ()
+
+
+def test_coarse_slices_are_named_with_found_and_expected_spacing():
+    volume = body((6, 20, 20), (50.0, 17.5, 17.5))
+    volume = volume.reoriented(volume.geometry.reorientation_to("LAS"))
+    (notice,) = notices(volume, coarse_plan())
+    assert "50 mm apart head-foot" in notice
+    assert "trained on 20 mm" in notice
+
+
+@pytest.mark.parametrize(("factor", "count"), [(1.2, 0), (1.3, 1), (1 / 1.2, 0), (1 / 1.3, 1)])
+def test_a_quarter_more_or_less_than_seen_is_no_reason_for_a_notice(factor, count):
+    plan = coarse_plan()
+    volume = body(spacing=(20.0 * factor, 17.5, 17.5))
+    assert len(notices(volume, plan)) == count
+
+
+def test_a_whole_body_scan_comes_with_the_advice_to_choose_a_region():
+    (notice,) = notices(body((90, 20, 20)), coarse_plan())
+    assert "covers 1800 mm head-foot" in notice
+    assert "150 to 400 mm" in notice
+    assert "region of interest" in notice
+
+
+def test_a_small_field_of_view_may_cut_structures_off():
+    (notice,) = notices(body((10, 20, 9)), coarse_plan())
+    assert "left-right" in notice
+    assert "cut off" in notice
+
+
+def test_a_ct_without_negative_values_is_not_in_hounsfield_units():
+    volume = body()
+    shifted = Volume(volume.array + np.int16(1024), volume.geometry)
+    (notice,) = notices(shifted, coarse_plan())
+    assert "from 24 to 1124" in notice
+    assert "Hounsfield" in notice
+
+
+def test_a_ct_of_nothing_the_model_knows_is_named():
+    (notice,) = notices(body(fill=-700), coarse_plan())
+    assert "-1000 to -700" in notice
+    assert "-60 to 280" in notice
+
+
+def test_intensities_of_mr_are_not_compared():
+    volume = body(fill=900)
+    mr = Volume(volume.array + np.int16(1000), volume.geometry)
+    assert notices(mr, coarse_plan(normalization=Normalization("zscore"))) == ()
+
+
+@pytest.mark.parametrize(("tilt", "count"), [(15, 0), (19, 0), (21, 1), (44, 1)])
+def test_strong_obliquity_is_named(tilt, count):
+    found = notices(body(tilt_deg=tilt), coarse_plan())
+    assert len(found) == count
+    if count:
+        assert f"{tilt} degrees" in found[0]
+
+
+def test_obliquity_is_measured_to_the_nearest_axis():
+    assert obliquity_deg(body(tilt_deg=30).geometry) == pytest.approx(30)
+    assert obliquity_deg(body(tilt_deg=80).geometry) == pytest.approx(10)
+    assert obliquity_deg(body(tilt_deg=180).geometry) == pytest.approx(0, abs=1e-5)
+
+
+def test_without_a_fingerprint_only_contrast_and_obliquity_are_checked():
+    flat = Volume(np.full((1, 3, 3, 3), 7), Geometry((3, 3, 3), (9.0, 9.0, 9.0), (0.0, 0.0, 0.0), np.eye(3).tolist()))
+    (notice,) = notices(flat, make_plan(fingerprint=None))
+    assert "same value, 7" in notice
