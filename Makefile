@@ -37,7 +37,7 @@ types: $(VENV)/.stamp-dev ## Types
 	$(BIN)/mypy
 
 demo: $(VENV)/.stamp-demo ## Set up, then segment the hippocampus in a real T1 MR on the CPU
-	$(BIN)/python Testing/demo.py --output demo_output
+	$(BIN)/python Testing/demo/hippocampus.py --output demo_output
 
 bench: $(VENV)/.stamp-dev ## Measure speed and memory; figures are printed
 	@for file in Testing/benchmarks/*.py; do \
