@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ NOT_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "PR", "SR", "KO", "REG", "A
 """Modalities of objects that lie beside images and are none to segment."""
 
 
+PIXEL_DATA = b"\xe0\x7f\x10\x00"
+"""Tag (7FE0,0010), little endian."""
+
+_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+
+
 @dataclass(frozen=True)
 class DicomFile:
     """What the header of one DICOM file with pixels says.
@@ -37,9 +45,10 @@ class DicomFile:
         pixel_type: SimpleITK's pixel type after rescaling to modality values.
         position_mm: LPS position of the first pixel; None where it is not given.
         row_and_column: LPS unit vectors along rows (x) and along columns (y); None where not given.
-        spacing_mm: Distance between columns, between rows and, where given, between slices.
+        spacing_mm: Distance between columns, between rows and between slices; 0 where not given.
         order: What tells frames at the same place apart, most important first.
         photometric: Photometric interpretation.
+        bits: Stored bits of each value, padding included.
     """
 
     path: Path
@@ -56,6 +65,7 @@ class DicomFile:
     spacing_mm: Triple
     order: tuple[float, ...]
     photometric: str
+    bits: int
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -68,7 +78,7 @@ def scan_folder(folder: Path) -> tuple[list[DicomFile], list[Path]]:
     """All DICOM images in a folder and the folders in it.
 
     Returns:
-        The images, and the DICOM files that hold none.
+        The images, and the DICOM files that hold none or cannot be read.
 
     Raises:
         InputError: If the folder may not be read or holds a believable study's files many times over.
@@ -78,7 +88,7 @@ def scan_folder(folder: Path) -> tuple[list[DicomFile], list[Path]]:
         found = read_header(path)
         if found is not None:
             images.append(found)
-        elif has_dicom_magic(path):
+        elif has_dicom_magic(path) or path.suffix.lower() in (".dcm", ".ima"):
             others.append(path)
     return images, others
 
@@ -132,8 +142,8 @@ def read_header(path: Path) -> DicomFile | None:
         return None
     tags = _Tags(reader)
     size = [int(n) for n in reader.GetSize()]
-    row_spacing, column_spacing = tags.numbers("0028|0030", 2) or tags.numbers("0018|1164", 2) or (np.nan, np.nan)
-    between = tags.numbers("0018|0088", 1) or tags.numbers("0018|0050", 1) or (np.nan,)
+    row_spacing, column_spacing = tags.numbers("0028|0030", 2) or tags.numbers("0018|1164", 2) or (0.0, 0.0)
+    between = tags.numbers("0018|0088", 1) or tags.numbers("0018|0050", 1) or (0.0,)
     position = tags.numbers("0020|0032", 3)
     order_tags = ("0020|0100", "0018|0086", "0018|0081", "0020|0012", "0020|0013")
     return DicomFile(
@@ -151,7 +161,42 @@ def read_header(path: Path) -> DicomFile | None:
         spacing_mm=(column_spacing, row_spacing, between[0]),
         order=tuple((tags.numbers(tag, 1) or (0.0,))[0] for tag in order_tags),
         photometric=tags.text("0028|0004"),
+        bits=int((tags.numbers("0028|0100", 1) or (1.0,))[0]),
     )
+
+
+def has_all_pixels(file: DicomFile) -> bool:
+    """Whether the pixels a header promises are in the file; GDCM fills what a cut-off copy lacks without a word.
+
+    Looks at each occurrence of the tag of pixel data in little-endian files: one must be followed by enough bytes or,
+    if compressed, by the delimiter that ends it. Files without an occurrence (deflated, big endian) are believed.
+    """
+    data = file.path.read_bytes()
+    columns, rows, frames = file.size
+    promised = columns * rows * frames * file.components * file.bits // 8
+    at = data.find(PIXEL_DATA)
+    if at < 0:
+        return True
+    while at >= 0:
+        explicit = data[at + 4 : at + 6] in (b"OW", b"OB")
+        start = at + 12 if explicit else at + 8
+        length = int.from_bytes(data[start - 4 : start], "little")
+        ended = data.find(_SEQUENCE_END, start) >= 0 if length == _UNDEFINED_LENGTH else start + length <= len(data)
+        if ended and length >= promised:
+            return True
+        at = data.find(PIXEL_DATA, at + 4)
+    return False
+
+
+def is_damaged_member(path: Path, member: DicomFile) -> bool:
+    """Whether an unreadable file belongs to the series of a readable one: same SOP class and series in its bytes.
+
+    Other objects name the series they refer to as well, but are of another class.
+    """
+    data = path.read_bytes()
+    same_class = re.search(re.escape(member.class_uid.encode()) + rb"(?![0-9.])", data[:1024]) is not None
+    same_series = member.series_uid.encode() in data
+    return same_class and same_series and (bool(member.class_uid) or PIXEL_DATA in data)
 
 
 class _Tags:

@@ -6,14 +6,13 @@ import re
 
 import numpy as np
 
-from MambaSegLib.dicom_files import DicomFile
+from MambaSegLib.dicom_files import PIXEL_DATA, DicomFile
 from MambaSegLib.dicom_spacing import SAME_PLACE_MM, even_step
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.itk_files import import_simpleitk, read_with_itk
 from MambaSegLib.raw_image import RawImage, choose_frame
 
-_PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _POSITION = b"\x20\x00\x32\x00"
 _ORIENTATION = b"\x20\x00\x37\x00"
 _PIXEL_SPACING = b"\x28\x00\x30\x00"
@@ -50,7 +49,7 @@ def read_multiframe(file: DicomFile, notices: tuple[str, ...], frame: int | None
 
 def _frame_grid(file: DicomFile) -> tuple[Array, Array, Array, Array]:
     """Position of each frame, row and column direction, and pixel spacing (between rows, between columns)."""
-    head, found, _ = file.path.read_bytes().rpartition(_PIXEL_DATA)
+    head, found, _ = file.path.read_bytes().rpartition(PIXEL_DATA)
     positions = _values(head, _POSITION, 3)
     orientations = _values(head, _ORIENTATION, 6)
     spacings = _values(head, _PIXEL_SPACING, 2)

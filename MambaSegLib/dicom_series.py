@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from MambaSegLib.dicom_files import NOT_IMAGES, DicomFile, has_dicom_magic, quiet_itk, read_header, scan_folder
+from MambaSegLib.dicom_files import (
+    NOT_IMAGES,
+    DicomFile,
+    has_all_pixels,
+    has_dicom_magic,
+    quiet_itk,
+    read_header,
+    scan_folder,
+)
 from MambaSegLib.dicom_spacing import SAME_PLACE_MM, even_step
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array
@@ -51,7 +59,7 @@ class Stack:
         """One line of the listing a person chooses from."""
         file = self.first
         x, y, z = file.spacing_mm
-        spacing = f"{x:.3g} x {y:.3g}" + (f" x {z:.3g}" if np.isfinite(z) else "") + " mm"
+        spacing = f"{x:.3g} x {y:.3g}" + (f" x {z:.3g}" if z > 0 else "") + " mm"
         size = f"{file.size[0]} x {file.size[1]} x {self.slices}"
         uid = file.series_uid or "no UID"
         return f"  {number}: {file.description or '(no description)'} [{file.modality}], {size}, {spacing}, {uid}"
@@ -81,9 +89,10 @@ def read_dicom(path: Path, frame: int | None = None, series: str | None = None) 
     notices = []
     if left_out:
         names = ", ".join(file.name for file in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notices.append(f"{len(left_out)} DICOM objects that are no images were left out ({names})")
+        notices.append(f"{len(left_out)} DICOM files that hold no image or cannot be read were left out ({names})")
     if stack.first.photometric == "MONOCHROME1":
         notices.append("intensities are inverted (MONOCHROME1): low values are bright")
+    _check_complete(stack, others)
     if stack.first.size[2] > 1:
         return _multiframe(stack, notices, frame)
     return _stacked(folder, stack, notices, frame)
@@ -142,13 +151,21 @@ def _matches(stacks: list[Stack], series: str) -> list[Stack]:
     return []
 
 
+def _check_complete(stack: Stack, others: Sequence[Path]) -> None:
+    damaged = [path for path in others if is_damaged_member(path, stack.first)]
+    cut = damaged + [file.path for file in stack.files if not has_all_pixels(file)]
+    if cut:
+        msg = f"{len(cut)} of {len(stack.files) + len(damaged)} files are cut off, for example {cut[0]}; copy the series again"
+        raise InputError(msg)
+
+
 def _stacked(folder: Path, stack: Stack, notices: list[str], frame: int | None) -> RawImage:
     files, repeated = _without_copies(stack.files)
     if repeated:
         notices.append(f"{repeated} files are copies of others (same instance UID) and were left out")
     _check_scalar(folder, stack.first)
     missing = [file for file in files if file.position_mm is None or file.row_and_column is None]
-    if missing or not np.isfinite(stack.first.spacing_mm[:2]).all():
+    if missing or min(stack.first.spacing_mm[:2]) <= 0:
         named = (missing or files)[0].path.name
         msg = f"{folder}: {named} does not say where it lies (position, orientation or pixel spacing is missing)"
         raise InputError(msg + "; export the original series, or choose another one")
