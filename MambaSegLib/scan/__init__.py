@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from MambaSegLib.errors import BackendUnavailableError
 
@@ -37,6 +37,44 @@ class BackendStatus:
     name: str
     available: bool
     reason: str
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    grid: tuple[int, int, int] | None = None,
+    order: ScanOrder | None = None,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: Literal[True],
+    *,
+    grid: tuple[int, int, int] | None = None,
+    order: ScanOrder | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
 
 
 def selective_scan(
@@ -111,7 +149,9 @@ def causal_conv1d(
         weight: Taps, (D, K); the last one meets the token itself.
         bias: (D,).
         activation: None or "silu".
-        grid: As in `selective_scan`; `order` and `backend` too.
+        grid: (Z, Y, X) with Z Y X = L.
+        order: In which order the taps reach back; memory order if None.
+        backend: One of `BACKENDS`, or "auto".
 
     Returns:
         (B, D, L) in the dtype of x, tokens in memory order.

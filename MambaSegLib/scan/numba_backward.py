@@ -7,36 +7,52 @@ lanes, done by a tree of shuffles in registers, and over blocks, done in a tile 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from MambaSegLib.scan.numba_forward import (
-    ROW_BYTES,
-    TILE_BYTES,
-    advance_states_only,
-    prepare_plain,
-    prepare_softplus,
-)
+from MambaSegLib.scan.numba_forward import advance_tile, prepare_block
 from MambaSegLib.scan.numba_tiles import (
     GROUP,
+    ROW_BYTES,
     TILE,
+    TILE_BYTES,
+    Part,
+    Problem,
+    RowLists,
     Rows,
     block_list,
-    copy_rows,
-    counting_rows,
     fill_rows,
-    read_rows,
-    target_rows,
+    gather,
+    read_block,
+    row_buffers,
+    scatter,
+    target_block,
     write_back,
 )
+from MambaSegLib.scan.paths import Array
 from MambaSegLib.scan.vector_ir import LANES, LN2, Value, Vectors, address_of, compiled, keep, vector_kernel
 
-if TYPE_CHECKING:
-    from MambaSegLib.scan.paths import Array
 
-FLUSH_TILES = 16
-"""Tiles after which float32 sums of parameter gradients move to float64: rounding stays small at a million steps."""
+class Gradients(NamedTuple):
+    """Rows to write, and sums to add to.
+
+    Attributes:
+        u: Rows for the gradient of u; so `delta` and `z` (address 0: no gate).
+        b: Rows for the gradient of B, summed over the task's blocks alone; so `c`.
+        rates: float64 sums for A as (blocks, N rounded up, 16).
+        skip: float64 sums for D as (blocks, 16).
+        bias: float64 sums for delta_bias as (blocks, 16).
+    """
+
+    u: Rows
+    delta: Rows
+    z: Rows
+    b: Rows
+    c: Rows
+    rates: Array
+    skip: Array
+    bias: Array
 
 
 def _output_gradient_kernel(gated: bool) -> Any:
@@ -240,271 +256,180 @@ row_gradients_plain = _row_gradients_kernel(softplus=False, gated=False)
 
 
 @compiled
-def flush(sums: tuple[Array, Array, Array], totals: tuple[Array, Array, Array], blocks: tuple[int, int]) -> None:
-    """Move float32 partial sums of these blocks into their float64 totals."""
-    for block in range(blocks[0], blocks[1]):
-        for n in range(sums[0].shape[1]):
-            for lane in range(LANES):
-                totals[0][block, n, lane] += sums[0][block, n, lane]
-        for lane in range(LANES):
-            totals[1][block, lane] += sums[1][block, lane]
-            totals[2][block, lane] += sums[2][block, lane]
-        sums[0][block] = 0.0
-        sums[1][block] = 0.0
-        sums[2][block] = 0.0
+def output_gradient_of_block(
+    z: Rows, dout: Rows, batch: int, block: int, lanes: int, steps: int, lists: RowLists, dy_tile: int, spare: int
+) -> tuple[int, int, int, int]:
+    """Fill `dy_tile` for one block; return where z lies (address, row stride), and where dout does."""
+    z_at, z_row = read_block(z, batch, block, lanes, steps, lists, spare)
+    dout_at, dout_row = read_block(dout, batch, block, lanes, steps, lists, spare + TILE_BYTES)
+    arguments = (steps, block_list(lanes, lists), z_at, z_row, dout_at, dout_row, dy_tile)
+    if z.address != 0:
+        output_gradient_gated(arguments)
+    else:
+        output_gradient_plain(arguments)
+    return z_at, z_row, dout_at, dout_row
 
 
 @compiled
-def states_of_segment(
-    u: Rows,
-    delta: Rows,
-    b: Rows,
-    sizes: tuple[int, int],
-    path: Array,
-    parameters: tuple[Array, Array, Array],
-    checkpoints: Array,
-    checkpoint_steps: int,
-    softplus: bool,
-    batch: int,
-    blocks: tuple[int, int],
-    last_start: int,
-    tile_states: Array,
+def _states_of_segment(
+    problem: Problem, part: Part, checkpoints: Array, every: int, last_start: int, tile_states: Array
 ) -> None:
     """States before every tile from the checkpoint before `last_start` up to the tile that starts there."""
-    D, N = sizes
-    rates, skip, bias = parameters
-    width = rates.shape[1]
-    first_start = last_start // checkpoint_steps * checkpoint_steps
-    tile_states[0] = checkpoints[last_start // checkpoint_steps, blocks[0] : blocks[1]]
-    rows, counting = np.empty(TILE, np.int64), counting_rows(TILE)
-    lists = (address_of(rows), address_of(counting))
-    tiles = np.zeros((5, TILE, LANES), np.float32)
-    b_rows = np.zeros((TILE, width), np.float32)
-    tile, spare, b_tile = address_of(tiles), address_of(tiles[3]), address_of(b_rows)
+    first_start = last_start // every * every
+    tile_states[0] = checkpoints[last_start // every, part.first_block : part.end_block]
     for place in range((last_start - first_start) // TILE):
-        start = first_start + place * TILE
-        fill_rows(path, start, TILE, rows)
-        copy_rows((TILE, N, lists[0], b.address + 4 * batch * b.batch, b.row, lists[1], b_tile, width))
         tile_states[place + 1] = tile_states[place]
-        for block in range(blocks[0], blocks[1]):
-            lanes = min(LANES, D - block * LANES)
-            listed = block_list(lanes, lists)
-            u_at, u_row = read_rows(u, batch, block, lanes, TILE, lists, spare)
-            delta_at, delta_row = read_rows(delta, batch, block, lanes, TILE, lists, spare + TILE_BYTES)
-            bias_at, skip_at = address_of(bias) + block * ROW_BYTES, address_of(skip) + block * ROW_BYTES
-            prepare_args = (
-                TILE,
-                listed,
-                u_at,
-                u_row,
-                delta_at,
-                delta_row,
-                bias_at,
-                skip_at,
-                tile,
-                tile + TILE_BYTES,
-                tile + 2 * TILE_BYTES,
-            )
-            if softplus:
-                prepare_softplus(prepare_args)
-            else:
-                prepare_plain(prepare_args)
-            target = address_of(tile_states[place + 1, block - blocks[0]])
-            for n in range(0, width, GROUP):
-                rates_at = address_of(rates) + (block * width + n) * ROW_BYTES
-                advance_states_only(
-                    (TILE, rates_at, target + n * ROW_BYTES, b_tile + 4 * n, width, tile, tile + TILE_BYTES)
-                )
-    keep((rows, counting))
-    keep((tiles, b_rows))
+        advance_tile(problem, tile_states[place + 1], part.first_block, part, first_start + place * TILE)
+
+
+@compiled
+def _add_sums(gradients: Gradients, block: int, rate_sums: Array, vector_sums: Array) -> None:
+    """Add one tile's float32 sums for A, and for D and the bias, to the float64 totals, and clear them.
+
+    At a million steps, float32 totals would lose what a tile adds.
+    """
+    for n in range(rate_sums.shape[0]):
+        for lane in range(LANES):
+            gradients.rates[block, n, lane] += rate_sums[n, lane]
+            rate_sums[n, lane] = 0.0
+    for lane in range(LANES):
+        gradients.skip[block, lane] += vector_sums[0, lane]
+        gradients.bias[block, lane] += vector_sums[1, lane]
+    vector_sums[:] = 0.0
+
+
+@compiled
+def _walk_block_back(
+    problem: Problem,
+    block: int,
+    steps: int,
+    tile: int,
+    bc_tile: int,
+    h_history: int,
+    decay_history: int,
+    states: Array,
+    carries: Array,
+    rate_sums: Array,
+) -> None:
+    """All states of one block back through one tile.
+
+    `tile` holds the buffers delta2, input, y, dy, and the gradients by input and by delta; `bc_tile` those of B, C and
+    their gradients; `states` are (N rounded up, 16) before the tile, `carries` those of all blocks.
+    """
+    width = problem.rates.shape[1]
+    delta2_tile, input_tile, y_tile, dy_tile = tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES, tile + 3 * TILE_BYTES
+    for n in range(0, width, GROUP):
+        at = (block * width + n) * ROW_BYTES
+        rates_at, carries_at = address_of(problem.rates) + at, address_of(carries) + at
+        b_at = bc_tile + 4 * n
+        c_at, db_at, dc_at = b_at + 4 * TILE * width, b_at + 8 * TILE * width, b_at + 12 * TILE * width
+        recompute_states(
+            (steps, rates_at, address_of(states) + n * ROW_BYTES, b_at, c_at, width, delta2_tile, input_tile, y_tile,
+             h_history, decay_history)
+        )  # fmt: skip
+        walk_back(
+            (steps, rates_at, carries_at, b_at, c_at, width, delta2_tile, input_tile, dy_tile, h_history, decay_history,
+             tile + 4 * TILE_BYTES, tile + 5 * TILE_BYTES, address_of(rate_sums) + n * ROW_BYTES, db_at, dc_at)
+        )  # fmt: skip
+
+
+@compiled
+def _block_backward(
+    problem: Problem,
+    dout: Rows,
+    gradients: Gradients,
+    batch: int,
+    block: int,
+    steps: int,
+    lists: RowLists,
+    buffers: tuple[int, int, int, int, int],
+    states: Array,
+    carries: Array,
+    rate_sums: Array,
+    vector_sums: Array,
+) -> None:
+    """Everything for one block of 16 channels and one tile; `buffers`: tile, spare, B and C, states and decays kept."""
+    tile, spare, bc_tile, h_history, decay_history = buffers
+    lanes = min(LANES, problem.channels - block * LANES)
+    u_at, u_row, delta_at, delta_row = prepare_block(problem, batch, block, lanes, steps, lists, tile, spare)
+    z_at, z_row, dout_at, dout_row = output_gradient_of_block(
+        problem.z, dout, batch, block, lanes, steps, lists, tile + 3 * TILE_BYTES, spare + 2 * TILE_BYTES
+    )
+    _walk_block_back(
+        problem, block, steps, tile, bc_tile, h_history, decay_history, states, carries, rate_sums
+    )  # fmt: skip
+    spare += 4 * TILE_BYTES
+    du_at, du_row = target_block(gradients.u, batch, block, lanes, spare)
+    ddelta_at, ddelta_row = target_block(gradients.delta, batch, block, lanes, spare + TILE_BYTES)
+    dz_at, dz_row = target_block(gradients.z, batch, block, lanes, spare + 2 * TILE_BYTES)
+    _write_row_gradients(
+        problem.softplus, problem.z.address != 0,
+        (steps, block_list(lanes, lists), u_at, u_row, delta_at, delta_row, z_at, z_row, dout_at, dout_row,
+         address_of(problem.bias) + block * ROW_BYTES, address_of(problem.skip) + block * ROW_BYTES,
+         tile, tile + 2 * TILE_BYTES, tile + 3 * TILE_BYTES, tile + 4 * TILE_BYTES, tile + 5 * TILE_BYTES,
+         du_at, du_row, ddelta_at, ddelta_row, dz_at, dz_row,
+         address_of(vector_sums), address_of(vector_sums) + ROW_BYTES),
+    )  # fmt: skip
+    write_back(gradients.u, batch, block, lanes, steps, lists, spare)
+    write_back(gradients.delta, batch, block, lanes, steps, lists, spare + TILE_BYTES)
+    write_back(gradients.z, batch, block, lanes, steps, lists, spare + 2 * TILE_BYTES)
+
+
+@compiled
+def _write_row_gradients(softplus: bool, gated: bool, arguments: Any) -> None:
+    if softplus and gated:
+        row_gradients_softplus_gated(arguments)
+    elif softplus:
+        row_gradients_softplus(arguments)
+    elif gated:
+        row_gradients_gated(arguments)
+    else:
+        row_gradients_plain(arguments)
 
 
 @compiled
 def scan_backward(
-    u: Rows,
-    delta: Rows,
-    z: Rows,
-    b: Rows,
-    c: Rows,
-    dout: Rows,
-    gradients: tuple[Rows, Rows, Rows, Rows, Rows],
-    sizes: tuple[int, int],
-    path: Array,
-    parameters: tuple[Array, Array, Array],
-    parameter_gradients: tuple[Array, Array, Array],
-    checkpoints: Array,
-    checkpoint_steps: int,
-    carries: Array,
-    softplus: bool,
-    batch: int,
-    blocks: tuple[int, int],
-    span: tuple[int, int],
+    problem: Problem, dout: Rows, gradients: Gradients, checkpoints: Array, every: int, carries: Array, part: Part
 ) -> None:
-    """Gradients of blocks of 16 channels over a span of positions, walked from its end.
+    """Gradients of a part, walked from its end.
 
     Args:
-        u: As in `scan_forward`; `delta`, `z`, `b`, `c`, `sizes`, `path`, `parameters`, `softplus`, `batch`, `blocks` too.
-        dout: Gradient of the output.
-        gradients: Rows to write for u, delta, z (address 0: none), and for B and C summed over these blocks alone.
-        parameter_gradients: float64 sums to add to: for A as (blocks, N rounded up, 16), D and delta_bias as (blocks, 16).
-        checkpoints: What `scan_forward` stored.
-        checkpoint_steps: Its `checkpoint_steps`.
-        carries: (blocks, N rounded up, 16): on entry a_{t+1} dh_{t+1} from the position after the span; updated.
-        span: First position (a multiple of `checkpoint_steps`), and the one after the last.
+        problem: The scan.
+        dout: Rows of the output's gradient.
+        gradients: What to write and add to.
+        checkpoints: What `scan_forward` stored, every `every` positions; the part starts at one of them.
+        every: As there.
+        carries: (blocks, N rounded up, 16): on entry a_t dh_t of the position after the part; on return of its first.
+        part: Batch entry, channels and positions.
     """
-    D, N = sizes
-    rates, skip, bias = parameters
-    width = rates.shape[1]
-    du, ddelta, dz, db, dc = gradients
-    rows, counting = np.empty(TILE, np.int64), counting_rows(TILE)
-    lists = (address_of(rows), address_of(counting))
-    tiles = np.zeros((13, TILE, LANES), np.float32)
-    bc_tiles = np.zeros((4, TILE, width), np.float32)
+    width = problem.rates.shape[1]
+    rows, counting = row_buffers(TILE)
+    lists = RowLists(address_of(rows), address_of(counting))
+    tiles, bc_tiles = np.zeros((13, TILE, LANES), np.float32), np.zeros((4, TILE, width), np.float32)
     history = np.empty((2 * TILE + 1, GROUP, LANES), np.float32)
-    tile, spare = address_of(tiles), address_of(tiles[6])
-    delta2_tile, input_tile, y_tile = tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES
-    dy_tile, dinput_tile, ddelta_tile = tile + 3 * TILE_BYTES, tile + 4 * TILE_BYTES, tile + 5 * TILE_BYTES
-    b_tile, c_tile = address_of(bc_tiles[0]), address_of(bc_tiles[1])
-    db_tile, dc_tile = address_of(bc_tiles[2]), address_of(bc_tiles[3])
-    h_history, decay_history = address_of(history), address_of(history[TILE + 1 :])
-    sums = (np.zeros_like(rates), np.zeros_like(skip), np.zeros_like(bias))
-    segment_tiles = checkpoint_steps // TILE
-    tile_states = np.empty((segment_tiles, blocks[1] - blocks[0], width, LANES), np.float32)
-    done = 0
-    for start in range(span[0] + (span[1] - 1 - span[0]) // TILE * TILE, span[0] - 1, -TILE):
-        steps = min(TILE, span[1] - start)
-        place = start % checkpoint_steps // TILE
-        if done == 0 or place == segment_tiles - 1:
-            states_of_segment(
-                u, delta, b, sizes, path, parameters, checkpoints, checkpoint_steps, softplus, batch, blocks,
-                start, tile_states,
-            )  # fmt: skip
-        fill_rows(path, start, steps, rows)
-        copy_rows((steps, N, lists[0], b.address + 4 * batch * b.batch, b.row, lists[1], b_tile, width))
-        copy_rows((steps, N, lists[0], c.address + 4 * batch * c.batch, c.row, lists[1], c_tile, width))
+    rate_sums, vector_sums = np.zeros((width, LANES), np.float32), np.zeros((2, LANES), np.float32)
+    tile_states = np.empty((every // TILE, part.end_block - part.first_block, width, LANES), np.float32)
+    buffers = (
+        address_of(tiles), address_of(tiles[6]), address_of(bc_tiles), address_of(history), address_of(history[TILE + 1 :]),
+    )  # fmt: skip
+    b_tile, tile_bytes = buffers[2], 4 * TILE * width
+    last = part.start + (part.stop - 1 - part.start) // TILE * TILE
+    for start in range(last, part.start - 1, -TILE):
+        steps = min(TILE, part.stop - start)
+        place = start % every // TILE
+        if start == last or place == every // TILE - 1:
+            _states_of_segment(problem, part, checkpoints, every, start, tile_states)
+        fill_rows(problem.path, start, steps, rows)
+        gather(problem.b, part.batch, problem.states, steps, lists, b_tile, width)
+        gather(problem.c, part.batch, problem.states, steps, lists, b_tile + tile_bytes, width)
         bc_tiles[2:] = 0.0
-        for block in range(blocks[0], blocks[1]):
-            lanes = min(LANES, D - block * LANES)
-            listed = block_list(lanes, lists)
-            u_at, u_row = read_rows(u, batch, block, lanes, steps, lists, spare)
-            delta_at, delta_row = read_rows(delta, batch, block, lanes, steps, lists, spare + TILE_BYTES)
-            z_at, z_row = read_rows(z, batch, block, lanes, steps, lists, spare + 2 * TILE_BYTES)
-            dout_at, dout_row = read_rows(dout, batch, block, lanes, steps, lists, spare + 3 * TILE_BYTES)
-            du_at, du_row = target_rows(du, batch, block, lanes, spare + 4 * TILE_BYTES)
-            ddelta_at, ddelta_row = target_rows(ddelta, batch, block, lanes, spare + 5 * TILE_BYTES)
-            dz_at, dz_row = target_rows(dz, batch, block, lanes, spare + 6 * TILE_BYTES)
-            bias_at, skip_at = address_of(bias) + block * ROW_BYTES, address_of(skip) + block * ROW_BYTES
-            prepare_args = (
-                steps,
-                listed,
-                u_at,
-                u_row,
-                delta_at,
-                delta_row,
-                bias_at,
-                skip_at,
-                delta2_tile,
-                input_tile,
-                y_tile,
-            )
-            if softplus:
-                prepare_softplus(prepare_args)
-            else:
-                prepare_plain(prepare_args)
-            if z.address != 0:
-                output_gradient_gated((steps, listed, z_at, z_row, dout_at, dout_row, dy_tile))
-            else:
-                output_gradient_plain((steps, listed, z_at, z_row, dout_at, dout_row, dy_tile))
-            for n in range(0, width, GROUP):
-                at = (block * width + n) * ROW_BYTES
-                rates_at, carries_at, sums_at = (
-                    address_of(rates) + at,
-                    address_of(carries) + at,
-                    address_of(sums[0]) + at,
-                )
-                states_at = (
-                    address_of(tile_states)
-                    + ((place * (blocks[1] - blocks[0]) + block - blocks[0]) * width + n) * ROW_BYTES
-                )
-                recompute_states(
-                    (
-                        steps,
-                        rates_at,
-                        states_at,
-                        b_tile + 4 * n,
-                        c_tile + 4 * n,
-                        width,
-                        delta2_tile,
-                        input_tile,
-                        y_tile,
-                        h_history,
-                        decay_history,
-                    )
-                )
-                walk_back(
-                    (
-                        steps,
-                        rates_at,
-                        carries_at,
-                        b_tile + 4 * n,
-                        c_tile + 4 * n,
-                        width,
-                        delta2_tile,
-                        input_tile,
-                        dy_tile,
-                        h_history,
-                        decay_history,
-                        dinput_tile,
-                        ddelta_tile,
-                        sums_at,
-                        db_tile + 4 * n,
-                        dc_tile + 4 * n,
-                    )
-                )
-            row_args = (
-                steps,
-                listed,
-                u_at,
-                u_row,
-                delta_at,
-                delta_row,
-                z_at,
-                z_row,
-                dout_at,
-                dout_row,
-                bias_at,
-                skip_at,
-                delta2_tile,
-                y_tile,
-                dy_tile,
-                dinput_tile,
-                ddelta_tile,
-                du_at,
-                du_row,
-                ddelta_at,
-                ddelta_row,
-                dz_at,
-                dz_row,
-                address_of(sums[1]) + block * ROW_BYTES,
-                address_of(sums[2]) + block * ROW_BYTES,
-            )
-            if softplus and z.address != 0:
-                row_gradients_softplus_gated(row_args)
-            elif softplus:
-                row_gradients_softplus(row_args)
-            elif z.address != 0:
-                row_gradients_gated(row_args)
-            else:
-                row_gradients_plain(row_args)
-            write_back(du, batch, block, lanes, steps, lists, spare + 4 * TILE_BYTES)
-            write_back(ddelta, batch, block, lanes, steps, lists, spare + 5 * TILE_BYTES)
-            if z.address != 0:
-                write_back(dz, batch, block, lanes, steps, lists, spare + 6 * TILE_BYTES)
-        copy_rows((steps, N, lists[1], db_tile, width, lists[0], db.address + 4 * batch * db.batch, db.row))
-        copy_rows((steps, N, lists[1], dc_tile, width, lists[0], dc.address + 4 * batch * dc.batch, dc.row))
-        done += 1
-        if done % FLUSH_TILES == 0:
-            flush(sums, parameter_gradients, blocks)
-    flush(sums, parameter_gradients, blocks)
+        for block in range(part.first_block, part.end_block):
+            _block_backward(
+                problem, dout, gradients, part.batch, block, steps, lists, buffers,
+                tile_states[place, block - part.first_block], carries, rate_sums, vector_sums,
+            )  # fmt: skip
+            _add_sums(gradients, block, rate_sums, vector_sums)
+        scatter(gradients.b, part.batch, problem.states, steps, lists, b_tile + 2 * tile_bytes, width)
+        scatter(gradients.c, part.batch, problem.states, steps, lists, b_tile + 3 * tile_bytes, width)
     keep((rows, counting))
     keep((tiles, bc_tiles, history))

@@ -1,34 +1,34 @@
 """The scan's forward pass on a CPU: tiles of 64 steps x 16 channels, states in registers, softplus, skip and gate fused.
 
-h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = C_t h_t + D u_t, both gated and ungated. Decays are computed as
+h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = C_t h_t + D u_t, out_t = y_t silu(z_t). Decays are computed as
 2**(delta2 A) with delta2 = delta / ln 2, so A needs no scaling and no structure.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from MambaSegLib.scan.numba_tiles import (
     GROUP,
+    ROW_BYTES,
     TILE,
+    TILE_BYTES,
+    Part,
+    Problem,
+    RowLists,
     Rows,
     block_list,
-    copy_rows,
-    counting_rows,
     fill_rows,
-    read_rows,
-    target_rows,
+    gather,
+    read_block,
+    row_buffers,
+    target_block,
     write_back,
 )
+from MambaSegLib.scan.paths import Array
 from MambaSegLib.scan.vector_ir import LANES, LN2, LOG2E, Value, Vectors, address_of, compiled, keep, vector_kernel
-
-if TYPE_CHECKING:
-    from MambaSegLib.scan.paths import Array
-
-ROW_BYTES = 4 * LANES
-TILE_BYTES = TILE * ROW_BYTES
 
 
 def _prepare_kernel(softplus: bool) -> Any:
@@ -145,94 +145,103 @@ finish_plain = _finish_kernel(gated=False)
 
 
 @compiled
-def scan_forward(
-    u: Rows,
-    delta: Rows,
-    z: Rows,
-    b: Rows,
-    c: Rows,
-    out: Rows,
-    sizes: tuple[int, int],
-    path: Array,
-    parameters: tuple[Array, Array, Array],
-    states: Array,
-    checkpoints: Array,
-    checkpoint_steps: int,
-    softplus: bool,
-    batch: int,
-    blocks: tuple[int, int],
-    span: tuple[int, int],
-) -> None:
-    """Scan blocks of 16 channels over a span of positions, starting from and ending in `states`.
+def prepare_block(
+    problem: Problem, batch: int, block: int, lanes: int, steps: int, lists: RowLists, tile: int, spare: int
+) -> tuple[int, int, int, int]:
+    """Fill the first three tile buffers at `tile` (delta2, input, y) for one block.
+
+    Returns:
+        Where u lies (address, row stride), and where delta does; a copy in the buffers at `spare` for the last channels.
+    """
+    u_at, u_row = read_block(problem.u, batch, block, lanes, steps, lists, spare)
+    delta_at, delta_row = read_block(problem.delta, batch, block, lanes, steps, lists, spare + TILE_BYTES)
+    bias_at, skip_at = address_of(problem.bias) + block * ROW_BYTES, address_of(problem.skip) + block * ROW_BYTES
+    rows = block_list(lanes, lists)
+    arguments = (
+        steps, rows, u_at, u_row, delta_at, delta_row, bias_at, skip_at, tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES,
+    )  # fmt: skip
+    if problem.softplus:
+        prepare_softplus(arguments)
+    else:
+        prepare_plain(arguments)
+    return u_at, u_row, delta_at, delta_row
+
+
+@compiled
+def scan_forward(problem: Problem, out: Rows, states: Array, checkpoints: Array, every: int, part: Part) -> None:
+    """Scan a part, starting from and ending in `states`.
 
     Args:
-        u: Input rows; `delta`, `z` (address 0: no gate) likewise.
-        b: Rows of B, N values each; `c` likewise.
-        out: Output rows, all of them written.
-        sizes: Channels and states, (D, N).
-        path: See `fill_rows`.
-        parameters: A as (blocks, N rounded up, 16), D and delta_bias as (blocks, 16), zero where there is no channel.
-        states: (blocks, N rounded up, 16) of this batch entry, updated in place.
-        checkpoints: (checkpoints, blocks, N rounded up, 16) of this batch entry: the state before every
-            `checkpoint_steps` positions (a multiple of `TILE`); not written if `checkpoint_steps` is 0.
-        checkpoint_steps: See above.
-        softplus: Whether delta goes through softplus.
-        batch: Batch entry.
-        blocks: First block, and the one after the last.
-        span: First position, and the one after the last; the first is a multiple of `TILE`.
+        problem: The scan.
+        out: Output rows; every value of the part is written.
+        states: (blocks, N rounded up, 16) before the part; after it on return.
+        checkpoints: (checkpoints, blocks, N rounded up, 16) of this batch entry, filled with the state before every
+            `every`-th position.
+        every: A multiple of `TILE`, or 0 for no checkpoints.
+        part: Batch entry, channels and positions.
     """
-    D, N = sizes
-    rates, skip, bias = parameters
-    width = rates.shape[1]
-    rows, counting = np.empty(TILE, np.int64), counting_rows(TILE)
-    lists = (address_of(rows), address_of(counting))
-    tiles = np.zeros((7, TILE, LANES), np.float32)
-    bc_tiles = np.zeros((2, TILE, width), np.float32)
+    width = problem.rates.shape[1]
+    rows, counting = row_buffers(TILE)
+    lists = RowLists(address_of(rows), address_of(counting))
+    tiles, bc_tiles = np.zeros((7, TILE, LANES), np.float32), np.zeros((2, TILE, width), np.float32)
     tile, spare = address_of(tiles), address_of(tiles[3])
-    delta2_tile, input_tile, y_tile = tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES
     b_tile, c_tile = address_of(bc_tiles[0]), address_of(bc_tiles[1])
-    for start in range(span[0], span[1], TILE):
-        steps = min(TILE, span[1] - start)
-        fill_rows(path, start, steps, rows)
-        copy_rows((steps, N, lists[0], b.address + 4 * batch * b.batch, b.row, lists[1], b_tile, width))
-        copy_rows((steps, N, lists[0], c.address + 4 * batch * c.batch, c.row, lists[1], c_tile, width))
-        if checkpoint_steps > 0 and start % checkpoint_steps == 0:
-            checkpoints[start // checkpoint_steps, blocks[0] : blocks[1]] = states[blocks[0] : blocks[1]]
-        for block in range(blocks[0], blocks[1]):
-            lanes = min(LANES, D - block * LANES)
-            listed = block_list(lanes, lists)
-            u_at, u_row = read_rows(u, batch, block, lanes, steps, lists, spare)
-            delta_at, delta_row = read_rows(delta, batch, block, lanes, steps, lists, spare + TILE_BYTES)
-            z_at, z_row = read_rows(z, batch, block, lanes, steps, lists, spare + 2 * TILE_BYTES)
-            out_at, out_row = target_rows(out, batch, block, lanes, spare + 3 * TILE_BYTES)
-            bias_at, skip_at = address_of(bias) + block * ROW_BYTES, address_of(skip) + block * ROW_BYTES
-            prepare_args = (
-                steps,
-                listed,
-                u_at,
-                u_row,
-                delta_at,
-                delta_row,
-                bias_at,
-                skip_at,
-                delta2_tile,
-                input_tile,
-                y_tile,
-            )
-            if softplus:
-                prepare_softplus(prepare_args)
-            else:
-                prepare_plain(prepare_args)
+    for start in range(part.start, part.stop, TILE):
+        steps = min(TILE, part.stop - start)
+        fill_rows(problem.path, start, steps, rows)
+        gather(problem.b, part.batch, problem.states, steps, lists, b_tile, width)
+        gather(problem.c, part.batch, problem.states, steps, lists, c_tile, width)
+        if every > 0 and start % every == 0:
+            mine = slice(part.first_block, part.end_block)
+            checkpoints[start // every, mine] = states[mine]
+        for block in range(part.first_block, part.end_block):
+            lanes = min(LANES, problem.channels - block * LANES)
+            prepare_block(problem, part.batch, block, lanes, steps, lists, tile, spare)
             for n in range(0, width, GROUP):
                 at = (block * width + n) * ROW_BYTES
-                rates_at, states_at = address_of(rates) + at, address_of(states) + at
+                rates_at, states_at = address_of(problem.rates) + at, address_of(states) + at
                 advance_states(
-                    (steps, rates_at, states_at, b_tile + 4 * n, c_tile + 4 * n, width, delta2_tile, input_tile, y_tile)
-                )
-            if z.address != 0:
-                finish_gated((steps, listed, y_tile, z_at, z_row, out_at, out_row))
-            else:
-                finish_plain((steps, listed, y_tile, z_at, z_row, out_at, out_row))
-            write_back(out, batch, block, lanes, steps, lists, spare + 3 * TILE_BYTES)
+                    (steps, rates_at, states_at, b_tile + 4 * n, c_tile + 4 * n, width, tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES)
+                )  # fmt: skip
+            finish_block(
+                problem.z, out, part.batch, block, lanes, steps, lists, tile + 2 * TILE_BYTES, spare + 2 * TILE_BYTES
+            )
     keep((rows, counting))
     keep((tiles, bc_tiles))
+
+
+@compiled
+def finish_block(
+    z: Rows, out: Rows, batch: int, block: int, lanes: int, steps: int, lists: RowLists, y_tile: int, spare: int
+) -> None:
+    """Gate y and write it to its rows."""
+    z_at, z_row = read_block(z, batch, block, lanes, steps, lists, spare)
+    out_at, out_row = target_block(out, batch, block, lanes, spare + TILE_BYTES)
+    arguments = (steps, block_list(lanes, lists), y_tile, z_at, z_row, out_at, out_row)
+    if z.address != 0:
+        finish_gated(arguments)
+    else:
+        finish_plain(arguments)
+    write_back(out, batch, block, lanes, steps, lists, spare + TILE_BYTES)
+
+
+@compiled
+def advance_tile(problem: Problem, states: Array, first_block: int, part: Part, start: int) -> None:
+    """Take states (blocks from `first_block` on, N rounded up, 16) through the tile at `start`; nothing is output."""
+    width = problem.rates.shape[1]
+    steps = min(TILE, part.stop - start)
+    rows, counting = row_buffers(TILE)
+    lists = RowLists(address_of(rows), address_of(counting))
+    tiles, b_rows = np.zeros((5, TILE, LANES), np.float32), np.zeros((TILE, width), np.float32)
+    tile, spare, b_tile = address_of(tiles), address_of(tiles[3]), address_of(b_rows)
+    fill_rows(problem.path, start, steps, rows)
+    gather(problem.b, part.batch, problem.states, steps, lists, b_tile, width)
+    for block in range(part.first_block, part.end_block):
+        lanes = min(LANES, problem.channels - block * LANES)
+        prepare_block(problem, part.batch, block, lanes, steps, lists, tile, spare)
+        for n in range(0, width, GROUP):
+            rates_at = address_of(problem.rates) + (block * width + n) * ROW_BYTES
+            states_at = address_of(states) + ((block - first_block) * width + n) * ROW_BYTES
+            advance_states_only((steps, rates_at, states_at, b_tile + 4 * n, width, tile, tile + TILE_BYTES))
+    keep((rows, counting))
+    keep((tiles, b_rows))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from MambaSegLib.scan.paths import Array
 from MambaSegLib.scan.vector_ir import LANES, Value, Vectors, compiled, vector_kernel
-
-if TYPE_CHECKING:
-    from MambaSegLib.scan.paths import Array
 
 TILE = 64
 """Steps per tile: 64 steps x 16 channels of a buffer are 4 KiB, so a handful stays in the first-level cache."""
 GROUP = 4
 """States that one kernel call keeps in registers."""
+ROW_BYTES = 4 * LANES
+TILE_BYTES = TILE * ROW_BYTES
 
 
 class Rows(NamedTuple):
@@ -29,6 +29,68 @@ class Rows(NamedTuple):
     address: int
     batch: int
     row: int
+
+
+class Problem(NamedTuple):
+    """One scan: what all tasks and passes share.
+
+    Attributes:
+        u: Input rows.
+        delta: Rows of time steps before bias and softplus.
+        z: Rows of gates; address 0: no gate.
+        b: Rows of B, N values each.
+        c: Rows of C.
+        channels: D.
+        states: N.
+        softplus: Whether delta goes through softplus.
+        path: See `fill_rows`.
+        rates: A as (blocks, N rounded up to groups, 16), zero where there is no channel or state.
+        skip: D as (blocks, 16).
+        bias: delta_bias as (blocks, 16).
+    """
+
+    u: Rows
+    delta: Rows
+    z: Rows
+    b: Rows
+    c: Rows
+    channels: int
+    states: int
+    softplus: bool
+    path: Array
+    rates: Array
+    skip: Array
+    bias: Array
+
+
+class Part(NamedTuple):
+    """What one task works on.
+
+    Attributes:
+        batch: Batch entry.
+        first_block: First block of 16 channels.
+        end_block: The block after the last.
+        start: First position of the scan, a multiple of `TILE`.
+        stop: The position after the last.
+    """
+
+    batch: int
+    first_block: int
+    end_block: int
+    start: int
+    stop: int
+
+
+class RowLists(NamedTuple):
+    """Addresses of the row numbers that a tile's kernels walk through.
+
+    Attributes:
+        tokens: Of the token numbers in scan order.
+        counting: Of 0, 1, 2, ...: the rows of a buffer.
+    """
+
+    tokens: int
+    counting: int
 
 
 @compiled
@@ -56,12 +118,6 @@ def fill_rows(path: Array, start: int, steps: int, rows: Array) -> None:
             if c1 == n1 or c1 < 0:
                 c1 = 0 if step == 1 else n1 - 1
                 c0 += step
-
-
-@compiled
-def counting_rows(count: int) -> Array:
-    """0, 1, 2, ...: the rows of a tile buffer."""
-    return np.arange(count)
 
 
 @vector_kernel
@@ -93,40 +149,57 @@ def copy_rows(
 
 
 @compiled
-def read_rows(
-    tensor: Rows, batch: int, block: int, lanes: int, steps: int, lists: tuple[int, int], spare: int
+def gather(tensor: Rows, batch: int, width: int, steps: int, lists: RowLists, tile: int, tile_width: int) -> None:
+    """Copy `width` values of each of a tile's tokens into a buffer with rows of `tile_width`."""
+    address = tensor.address + 4 * batch * tensor.batch
+    copy_rows((steps, width, lists.tokens, address, tensor.row, lists.counting, tile, tile_width))
+
+
+@compiled
+def scatter(tensor: Rows, batch: int, width: int, steps: int, lists: RowLists, tile: int, tile_width: int) -> None:
+    """Copy a buffer's rows to the tile's tokens."""
+    address = tensor.address + 4 * batch * tensor.batch
+    copy_rows((steps, width, lists.counting, tile, tile_width, lists.tokens, address, tensor.row))
+
+
+@compiled
+def read_block(
+    tensor: Rows, batch: int, block: int, lanes: int, steps: int, lists: RowLists, spare: int
 ) -> tuple[int, int]:
-    """Where a kernel reads a block of 16 channels: address and row stride, to use with the list that `block_list` names.
+    """Where a kernel reads a block of 16 channels: address and row stride, to use with the rows of `block_list`.
 
     The last block may have fewer channels; then it is copied to the buffer at `spare`, whose other lanes stay zero.
-    `lists` are the addresses of the tile's row numbers and of 0, 1, 2, ...
     """
     address = tensor.address + 4 * (batch * tensor.batch + block * LANES)
     if lanes == LANES or tensor.address == 0:
         return address, tensor.row
-    copy_rows((steps, lanes, lists[0], address, tensor.row, lists[1], spare, LANES))
+    copy_rows((steps, lanes, lists.tokens, address, tensor.row, lists.counting, spare, LANES))
     return spare, LANES
 
 
 @compiled
-def target_rows(tensor: Rows, batch: int, block: int, lanes: int, spare: int) -> tuple[int, int]:
-    """Where a kernel writes a block: as `read_rows`, without a copy; `write_back` must follow."""
+def target_block(tensor: Rows, batch: int, block: int, lanes: int, spare: int) -> tuple[int, int]:
+    """Where a kernel writes a block: as `read_block`, without a copy; `write_back` must follow."""
     if lanes == LANES:
         return tensor.address + 4 * (batch * tensor.batch + block * LANES), tensor.row
     return spare, LANES
 
 
 @compiled
-def write_back(
-    tensor: Rows, batch: int, block: int, lanes: int, steps: int, lists: tuple[int, int], spare: int
-) -> None:
+def write_back(tensor: Rows, batch: int, block: int, lanes: int, steps: int, lists: RowLists, spare: int) -> None:
     """Bring an incomplete block from its buffer to the rows it belongs to."""
-    if lanes < LANES:
+    if lanes < LANES and tensor.address != 0:
         address = tensor.address + 4 * (batch * tensor.batch + block * LANES)
-        copy_rows((steps, lanes, lists[1], spare, LANES, lists[0], address, tensor.row))
+        copy_rows((steps, lanes, lists.counting, spare, LANES, lists.tokens, address, tensor.row))
 
 
 @compiled
-def block_list(lanes: int, lists: tuple[int, int]) -> int:
-    """The row numbers that go with `read_rows` and `target_rows`."""
-    return lists[0] if lanes == LANES else lists[1]
+def block_list(lanes: int, lists: RowLists) -> int:
+    """The row numbers that go with `read_block` and `target_block`."""
+    return lists.tokens if lanes == LANES else lists.counting
+
+
+@compiled
+def row_buffers(steps: int) -> tuple[Array, Array]:
+    """Room for the row numbers of `steps` tokens, and 0, 1, 2, ..."""
+    return np.zeros(steps, np.int64), np.arange(steps)

@@ -46,7 +46,7 @@ def path_numbers(grid: Grid, order: ScanOrder) -> Array:
 def to_scan_order(tokens: Tensor, grid: Grid, order: ScanOrder) -> Tensor:
     """Copy the last axis of `tokens` into the order in which the scan visits it."""
     if order.axes != NATURAL_ORDER.axes:
-        volume = tokens.unflatten(-1, grid)
+        volume = tokens.reshape(*tokens.shape[:-1], *grid)
         first = volume.ndim - 3
         leading = range(first)
         tokens = volume.permute(*leading, *(first + axis for axis in order.axes)).flatten(-3)
@@ -58,7 +58,7 @@ def from_scan_order(sequence: Tensor, grid: Grid, order: ScanOrder) -> Tensor:
     tokens = sequence.flip(-1) if order.backward else sequence
     if order.axes == NATURAL_ORDER.axes:
         return tokens
-    volume = tokens.unflatten(-1, [grid[axis] for axis in order.axes])
+    volume = tokens.reshape(*tokens.shape[:-1], *(grid[axis] for axis in order.axes))
     first = volume.ndim - 3
     back = [first + order.axes.index(axis) for axis in range(3)]
     return volume.permute(*range(first), *back).flatten(-3)

@@ -129,7 +129,7 @@ class _LockStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        batch, length, channels = u.shape
+        batch, length, _ = u.shape
         chunks = _chunk_count(length, batch * A.numel())
         split = [_split(t, chunks) for t in (u * delta, delta, B, C)]
         starts, last_state = _first_states(split[0], split[1], A, split[2], batch)
@@ -143,7 +143,7 @@ class _LockStep(torch.autograd.Function):
         return _join(y, batch, length), last_state
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, starts = ctx.saved_tensors
         batch, length, _channels = u.shape
@@ -199,8 +199,8 @@ def _first_states(inputs: Tensor, deltas: Tensor, A: Tensor, Bs: Tensor, batch: 
     h = inputs.new_zeros(inputs.shape[1], *A.shape)
     for t in range(inputs.shape[0]):
         h = _advance(h, inputs[t], deltas[t], A, Bs[t])
-    ends = h.unflatten(0, (batch, -1))
-    decays = torch.exp(deltas.sum(0)[:, :, None] * A).unflatten(0, (batch, -1))
+    ends = h.reshape(batch, -1, *A.shape)
+    decays = torch.exp(deltas.sum(0)[:, :, None] * A).reshape(batch, -1, *A.shape)
     starts, state = torch.empty_like(ends), torch.zeros_like(ends[:, 0])
     for chunk in range(ends.shape[1]):
         starts[:, chunk] = state
@@ -213,8 +213,8 @@ def _last_carries(deltas: Tensor, A: Tensor, Cs: Tensor, dys: Tensor, batch: int
     carry = dys.new_zeros(dys.shape[1], *A.shape)
     for t in reversed(range(dys.shape[0])):
         carry.addcmul_(dys[t][:, :, None], Cs[t][:, None, :]).mul_(torch.exp(deltas[t][:, :, None] * A))
-    own = carry.unflatten(0, (batch, -1))
-    decays = torch.exp(deltas.sum(0)[:, :, None] * A).unflatten(0, (batch, -1))
+    own = carry.reshape(batch, -1, *A.shape)
+    decays = torch.exp(deltas.sum(0)[:, :, None] * A).reshape(batch, -1, *A.shape)
     incoming, total = torch.empty_like(own), torch.zeros_like(own[:, 0])
     for chunk in reversed(range(own.shape[1])):
         incoming[:, chunk] = total

@@ -3,8 +3,8 @@
 LLVM turns `<16 x float>` into one AVX-512, two AVX or four SSE/NEON registers, so one source serves every processor.
 Numba's own loop vectorizer reaches between a sixth and a half of this speed on the scan: it keeps the states in memory.
 
-numba's disk cache watches the file of a compiled function only: whoever edits this file while developing deletes the
-`*.nbi` files next to the kernels, or they keep running the old instructions.
+numba's disk cache watches the file of the function called from Python only. Whoever edits this file or `numba_tiles.py`
+while developing deletes the `*.nbi` files in `__pycache__`, or the old instructions keep running.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils as untyped_cgutils
+from numba.core import types as untyped_types
 from numba.extending import intrinsic
 
 LANES = 16
 LOG2E = 1.0 / math.log(2.0)
 LN2 = math.log(2.0)
+
+cgutils: Any = untyped_cgutils
+types: Any = untyped_types
 
 F32 = ir.FloatType()
 I32 = ir.IntType(32)
@@ -42,7 +46,9 @@ Value = Any
 
 def compiled(function: Function) -> Function:
     """Compile with numba: no interpreter lock while it runs, division by zero as in IEEE, kept on disk for the next start."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    compile_: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
+    result: Function = compile_(function)
+    return result
 
 
 @compiled
@@ -63,7 +69,7 @@ def vector_kernel(build: Callable[..., None]) -> Any:
     with one tuple of them: `kernel((steps, address, ...))`.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def kernel(typing_context: Any, arguments: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             build(Vectors(builder), *cgutils.unpack_tuple(builder, values[0]))
@@ -80,6 +86,7 @@ class Variable:
     """A value that changes from one step of a loop to the next; LLVM keeps it in a register."""
 
     def __init__(self, builder: Any, start: Value) -> None:
+        """Reserve it, and start it at `start` wherever the code is emitted now."""
         self._builder = builder
         self._slot = cgutils.alloca_once(builder, start.type)
         self.set(start)
@@ -97,6 +104,7 @@ class Vectors:
     """Emits instructions on vectors of `LANES` float32 values; addresses are integers, offsets count float32 elements."""
 
     def __init__(self, builder: Any) -> None:
+        """Emit where `builder` stands."""
         self.builder = builder
 
     # -- constants, addresses, memory ---------------------------------------------------------------------------------
