@@ -14,6 +14,7 @@ from MambaSegLib.dicom_files import (
     DicomFile,
     has_all_pixels,
     has_dicom_magic,
+    is_damaged_member,
     quiet_itk,
     read_header,
     scan_folder,
