@@ -89,9 +89,15 @@ def report(result: dict[str, Any], seconds: float) -> None:
     total = sum(label["volume_ml"] for label in result["labels"])
     print(f"     {'together':<24} {total:6.2f} ml")
     print(
-        f"Device {result['device']}, scan backend {result['backend']}, {len(result['folds'])} folds, "
-        f"{result['seconds']['total']:.1f} s ({seconds:.1f} s with starting up, reading and writing)"
+        f"Device {result['device']}, scan backend {result['backend']}, {folds(result)}, "
+        f"{sum(result['seconds'].values()):.1f} s ({seconds:.1f} s with starting up, reading and writing)"
     )
+
+
+def folds(result: dict[str, Any]) -> str:
+    """How many networks were averaged."""
+    number = len(result["folds"])
+    return f"{number} fold{'s' * (number != 1)}"
 
 
 def draw_picture(image: Path, segmentation: Path, result: dict[str, Any], path: Path) -> None:
@@ -104,8 +110,8 @@ def draw_picture(image: Path, segmentation: Path, result: dict[str, Any], path: 
     if not labels.array.any():
         sys.exit("Nothing was found, so there is nothing to draw.")
     caption = (
-        f"ICBM152 T1 template, left   ·   {result['model']} {result['model_version']}, {len(result['folds'])} folds   ·   "
-        f"{result['device']}, {result['backend']}, {result['seconds']['total']:.1f} s   ·   not a medical device"
+        f"ICBM152 T1 template, left   ·   {result['model']} {result['model_version']}, {folds(result)}   ·   "
+        f"{result['device']}, {result['backend']}, {sum(result['seconds'].values()):.1f} s   ·   not a medical device"
     )
     volumes = {label["value"]: label["volume_ml"] for label in result["labels"]}
     draw(read_volume(image), labels, volumes, caption, path)
