@@ -99,7 +99,7 @@ def _fitting_pooling(
     stages = len(settings.features) or None
     pooling = plan_pooling(spacing_mm, patch, stages)
     limit = VALUES_PER_8_GB[is_residual(settings.name)] * settings.memory_gb / 8
-    while feature_values(pooling, _stages(pooling, settings), classes) > limit:
+    while feature_values(pooling, _stages(pooling, settings), classes, is_residual(settings.name)) > limit:
         patch = list(pooling.patch_size)
         axis = max(range(3), key=lambda axis: patch[axis] / median_shape[axis])
         divisor = math.prod(stride[axis] for stride in pooling.strides)
@@ -113,17 +113,21 @@ def _fitting_pooling(
     return pooling
 
 
-def feature_values(pooling: Pooling, stages: Sequence[StagePlan], classes: int) -> float:
-    """Values of all convolution outputs for one patch: what the memory of training is proportional to."""
+def feature_values(pooling: Pooling, stages: Sequence[StagePlan], classes: int, residual: bool) -> float:
+    """Values of all convolution outputs for one patch: what the memory of training is proportional to.
+
+    A residual block has two convolutions, a plain one has one.
+    """
+    convolutions = 2 if residual else 1
     size = list(pooling.patch_size)
     sizes = []
     total = 0.0
     for stage in stages:
         size = [math.ceil(length / stride) for length, stride in zip(size, stage.stride, strict=True)]
         sizes.append(math.prod(size))
-        total += stage.features * sizes[-1] * stage.blocks * 2
+        total += stage.features * sizes[-1] * stage.blocks * convolutions
     for stage, voxels in zip(stages[:-1], sizes[:-1], strict=True):
-        total += voxels * (stage.features * (2 * stage.decoder_blocks + 1) + classes)
+        total += voxels * (stage.features * (convolutions * stage.decoder_blocks + 1) + classes)
     return total
 
 

@@ -70,16 +70,31 @@ def nnunet_augmentation(plan: Plan) -> Any:
     return ComposeTransforms([*_spatial(plan.patch_size, geometric), *_intensity(geometric), *_finish(plan)])
 
 
-def augment(transform: Any, patch: Patch, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+def augment(
+    transform: Any, patch: Patch, masked: tuple[bool, ...], generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Apply a transform to one patch.
 
+    Args:
+        transform: See `nnunet_augmentation`.
+        patch: The patch.
+        masked: Per channel: its zeros are outside of what was normalized and stay 0, whatever is done to the rest.
+        generator: Source of the randomness.
+
     Returns:
-        Image (C, Z, Y, X) float32 and labels (Z, Y, X) uint8 or int16, at the size the transform makes.
+        Image (C, Z, Y, X) float32 and labels (Z, Y, X) int16, at the size the transform makes.
     """
-    labels = torch.from_numpy(patch.labels.astype(np.int16))
+    segmentation = torch.from_numpy(patch.labels.astype(np.int16))[None]
+    if any(masked):
+        inside = torch.from_numpy((patch.image[list(masked)] != 0).any(0).astype(np.int16))
+        segmentation = torch.cat([segmentation, inside[None]])
     with seeded_globals(int(generator.integers(2**31))):
-        result = transform(image=torch.from_numpy(patch.image), segmentation=labels[None])
-    return result["image"].float(), result["segmentation"][0]
+        result = transform(image=torch.tensor(patch.image), segmentation=segmentation)
+    image, labels = result["image"].float(), result["segmentation"]
+    for channel, is_masked in enumerate(masked):
+        if is_masked:
+            image[channel] *= labels[1]
+    return image, labels[0]
 
 
 @contextmanager

@@ -73,7 +73,8 @@ class PatchBatches(Dataset[Batch]):
             patch = cut_patch(case, size, forced, generator)
             return torch.from_numpy(patch.image), torch.from_numpy(patch.labels.astype("int16"))
         patch = cut_patch(case, size, forced, generator, plan_geometric(size).initial_size)
-        return augment(self._transform, patch, generator)
+        masked = tuple(channel.normalization.masked for channel in self._plan.channels)
+        return augment(self._transform, patch, masked, generator)
 
 
 def stream_batches(batches: PatchBatches, numbers: range, workers: int = 1, prefetch: int = 8) -> Iterator[Batch]:

@@ -10,11 +10,11 @@ from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, P
 from MambaSegLib.errors import InputError
 from MambaSegTraining.files import load_weights, read_json
 from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
-from MambaSegTraining.metrics import DICE_DEFINITION
+from MambaSegTraining.metrics import DEFINITIONS, summarize_scores
 from MambaSegTraining.provenance import Environments, utc_now
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.run_folder import RECIPE_FILE, RunFolder
-from MambaSegTraining.scores import protocol, read_scores, summaries
+from MambaSegTraining.scores import pooled, protocol, read_scores
 from MambaSegTraining.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def export_bundle(
 
 def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
     """Write one fold as a bundle in its own folder, so that it is validated the way it will be used."""
-    settings = run.read_settings()
+    settings, state = run.read_settings(), fold_weights(run, fold, weights)
     provenance = Provenance(
         dataset=settings.dataset.name or "unnamed",
         dataset_license=settings.dataset.license or "not stated",
@@ -96,7 +96,7 @@ def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
         intended_use=WORKING_COPY,
         limits=WORKING_COPY,
     )
-    return save_bundle(manifest, {fold: fold_weights(run, fold, weights)}, run.fold(fold) / "bundle", force=True)
+    return save_bundle(manifest, {fold: state}, run.fold(fold) / "bundle", force=True)
 
 
 def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
@@ -111,14 +111,25 @@ def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
 
 def _metrics(run: RunFolder) -> tuple[Metric, ...]:
     folds, splits = read_scores(run), run.read_splits()
-    scores = [score for fold in folds for score in fold.scores]
-    by_label = summaries(scores, [label.name for label in run.read_plan().labels], splits)
+    summaries = summarize_scores(pooled(folds), [label.name for label in run.read_plan().labels], splits.subjects)
+    definitions = {metric.id: metric for metric in DEFINITIONS}
     return tuple(
-        Metric("DSC", DICE_DEFINITION, label, summary.mean, summary.std, summary.n, excluded=summary.excluded,
-               ci_low=summary.ci_low, ci_high=summary.ci_high, protocol=protocol(splits, folds))
-        for label, summary in by_label.items()
-        if summary.n
-    )  # fmt: skip
+        Metric(
+            name=definitions[entry.metric].name,
+            definition=definitions[entry.metric].text,
+            label=entry.label,
+            mean=entry.summary.mean,
+            std=entry.summary.std,
+            n=entry.summary.n,
+            unit=definitions[entry.metric].unit,
+            excluded=entry.summary.excluded,
+            ci_low=entry.summary.ci_low,
+            ci_high=entry.summary.ci_high,
+            protocol=protocol(splits, folds),
+        )
+        for entry in summaries
+        if entry.summary
+    )
 
 
 def _provenance(run: RunFolder, settings: Settings, folds: Sequence[int]) -> Provenance:

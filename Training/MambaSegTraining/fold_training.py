@@ -93,7 +93,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
         DivergedError: If the loss is not finite.
     """
     folder = job.run.fold(job.fold)
-    plan, fold = job.run.read_plan(), _read_fold(job)
+    plan, fold = job.run.read_plan(), job.run.read_fold(job.fold)
     identity = _identity(job, plan, fold)
     state = _begin(job, plan)
     if _resumes(job):
@@ -214,14 +214,6 @@ def _validation_batches(job: FoldJob, plan: Plan, fold: Fold) -> Iterator[Batch]
     """The same patches after every epoch, so that the values can be compared."""
     patches = PatchBatches(job.run.store, fold.val, plan, job.recipe, job.seed, validation=True)
     return islice((patches[number] for number in range(job.recipe.validation_batches)), None)
-
-
-def _read_fold(job: FoldJob) -> Fold:
-    folds = job.run.read_splits().folds
-    if not 0 <= job.fold < len(folds):
-        msg = f"There is no fold {job.fold}; the run has folds 0 to {len(folds) - 1}."
-        raise InputError(msg)
-    return folds[job.fold]
 
 
 def _note_environment(job: FoldJob) -> None:

@@ -9,7 +9,7 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Plan
 from MambaSegTraining.files import read_json
 from MambaSegTraining.settings import Settings
-from MambaSegTraining.splits import Splits
+from MambaSegTraining.splits import Fold, Splits
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,18 @@ class RunFolder:
             InputError: If they are missing or damaged.
         """
         return read_json(Splits, self.splits_file)
+
+    def read_fold(self, fold: int) -> Fold:
+        """One fold.
+
+        Raises:
+            InputError: If there is no fold of that number.
+        """
+        folds = self.read_splits().folds
+        if not 0 <= fold < len(folds):
+            msg = f"There is no fold {fold}; {self.path} has folds 0 to {len(folds) - 1}."
+            raise InputError(msg)
+        return folds[fold]
 
     def trained_folds(self) -> tuple[int, ...]:
         """Folds whose training is finished."""

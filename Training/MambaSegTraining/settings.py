@@ -24,7 +24,8 @@ class DatasetSettings:
         subjects_file: CSV in the data set's folder with the columns `case` and `subject`; "" where each case is a
             subject of its own, or `subject_pattern` tells.
         subject_pattern: Regular expression whose first group, found in a case's name, is its subject.
-        splits_file: JSON with the folds in the data set's folder, in nnU-Net's form; "" makes five.
+        splits_file: JSON with the folds in the data set's folder, in nnU-Net's form; "" draws them.
+        folds: How many to draw.
         license: License of the data, SPDX where there is one.
         attribution: The sentence that license asks for.
         url: Where the data is.
@@ -35,6 +36,7 @@ class DatasetSettings:
     subjects_file: str = ""
     subject_pattern: str = ""
     splits_file: str = ""
+    folds: int = 5
     license: str = ""
     attribution: str = ""
     url: str = ""
@@ -79,6 +81,19 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True)
+class ValidationSettings:
+    """How predictions are measured.
+
+    Attributes:
+        tolerance_mm: Deviation of a surface that the normalized surface distance (NSD) accepts.
+        tolerances_mm: The same for single structures, by name; best taken from how far two readers differ.
+    """
+
+    tolerance_mm: float = 2.0
+    tolerances_mm: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BundleSettings:
     """What a bundle says about itself; `export` refuses empty ones.
 
@@ -113,6 +128,7 @@ class Settings:
         plan: Replacements in the plan.
         network: The network.
         recipe: How a fold is trained.
+        validation: How predictions are measured.
         bundle: What the bundle says about itself.
     """
 
@@ -122,6 +138,7 @@ class Settings:
     plan: PlanSettings = field(default_factory=PlanSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     recipe: Recipe = field(default_factory=Recipe)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
     bundle: BundleSettings = field(default_factory=BundleSettings)
 
 

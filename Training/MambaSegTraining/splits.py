@@ -17,8 +17,6 @@ from MambaSegLib.schema import to_json
 from MambaSegTraining.dataset import Dataset
 from MambaSegTraining.settings import Settings
 
-FOLDS = 5
-
 
 @dataclass(frozen=True)
 class Fold:
@@ -172,7 +170,7 @@ def _some(names: Sequence[str], limit: int = 8) -> str:
 
 
 def splits_of(dataset: Dataset, settings: Settings) -> Splits:
-    """The folds of a data set: those of the file the settings name, or five drawn by subject. Refuses leaks.
+    """The folds of a data set: those of the file the settings name, or new ones drawn by subject. Refuses leaks.
 
     Raises:
         InputError: If files are missing, do not fit the data set, or leak.
@@ -194,7 +192,7 @@ def splits_of(dataset: Dataset, settings: Settings) -> Splits:
         folds, source = read_nnunet_splits(_existing(dataset.folder / about.splits_file)), about.splits_file
     else:
         seed = settings.recipe.seed
-        folds, source = make_folds(subjects, FOLDS, seed), f"drawn with seed {seed}"
+        folds, source = make_folds(subjects, about.folds, seed), f"drawn with seed {seed}"
     check_folds(folds, subjects)
     return Splits(folds, source, grouped_by, subjects)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from MambaSegLib.predictor import Predictor
-
 from MambaSegLib.plan import Plan
+from MambaSegLib.predictor import Predictor
 from MambaSegLib.progress import Progress, ProgressCallback
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_channels, read_labels
@@ -16,10 +14,34 @@ from MambaSegTraining.dataset import Case, read_dataset
 from MambaSegTraining.export import save_working_bundle
 from MambaSegTraining.files import read_json, write_json, write_text
 from MambaSegTraining.fingerprint import DatasetFingerprint
-from MambaSegTraining.metrics import DICE_DEFINITION, Summary
+from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, score_case
 from MambaSegTraining.run_folder import RunFolder
-from MambaSegTraining.scores import SCORES_FILE, FoldScores, Score, protocol, read_scores, score_case, summaries
+from MambaSegTraining.scores import (
+    SCORES_FILE,
+    FoldScores,
+    Group,
+    pooled,
+    protocol,
+    read_scores,
+    structures,
+    summarize_groups,
+)
 from MambaSegTraining.validation_tables import csv_table, markdown_table
+
+
+@dataclass(frozen=True)
+class ValidationSummary:
+    """The tables as data.
+
+    Attributes:
+        protocol: Which cases the numbers are about.
+        definitions: What the measures are.
+        groups: The numbers.
+    """
+
+    protocol: str
+    definitions: tuple[MetricDefinition, ...]
+    groups: tuple[Group, ...]
 
 
 def validate_fold(
@@ -29,28 +51,39 @@ def validate_fold(
     device: str = "cpu",
     scan: str = "auto",
     weights: str = "final",
+    mirroring: bool = False,
     on_progress: ProgressCallback = lambda progress: None,
 ) -> FoldScores:
     """Predict and measure the validation cases of one fold.
 
     Writes fold_<k>/validation/<case>.nii.gz, the label map on the case's own grid, and scores.json.
 
+    Args:
+        run: The run.
+        fold: Number of the fold.
+        device: See `MambaSegLib.Predictor`.
+        scan: See `MambaSegLib.Predictor`.
+        weights: "final", or "best" for those with the highest smoothed patch Dice.
+        mirroring: See `MambaSegLib.Predictor`.
+        on_progress: Called after every case.
+
     Raises:
-        InputError: If the fold is not trained.
+        InputError: If there is no such fold or it is not trained.
     """
     folder = run.fold(fold) / "validation"
-    folder.mkdir(parents=True, exist_ok=True)
-    plan, names = run.read_plan(), run.read_splits().folds[fold].val
-    predictor = Predictor(save_working_bundle(run, fold, weights), device=device, scan=scan)
+    names, measured = run.read_fold(fold).val, structures(run)
+    bundle = save_working_bundle(run, fold, weights)
+    predictor = Predictor(bundle, device=device, scan=scan, mirroring=mirroring)
     dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
     cases = [case for case in dataset.cases if case.name in names]
-    scores: list[Score] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    scores: list[LabelScore] = []
     for done, case in enumerate(cases, start=1):
-        predicted = predict_case(predictor, case, plan)
+        predicted = predict_case(predictor, case, bundle.manifest.plan)
         predicted.write(folder / f"{case.name}.nii.gz")
-        scores.extend(score_case(case.name, fold, predicted, read_labels(case.labels), plan))
+        scores.extend(score_case(predicted, read_labels(case.labels), case.name, fold, measured))
         on_progress(Progress(f"Validating fold {fold}", done, len(cases)))
-    result = FoldScores(fold, weights, DICE_DEFINITION, tuple(scores))
+    result = FoldScores(fold, weights, tuple(scores))
     write_json(folder / SCORES_FILE, result)
     return result
 
@@ -64,44 +97,16 @@ def predict_case(predictor: Predictor, case: Case, plan: Plan) -> Labels:
 def summarize(run: RunFolder) -> str:
     """Write the tables of all validated folds and return them as Markdown.
 
-    Writes report/scores.csv (every case), report/summary.json and report/summary.md (per fold, and out of fold: every
-    case measured once, by the network that has not seen it).
+    Writes validation/scores.csv (every case), summary.json and summary.md: per fold, and out of fold, where every case
+    is measured once, by the network that has not seen it.
     """
     folds, splits = read_scores(run), run.read_splits()
-    folder = run.path / "report"
+    folder = run.path / "validation"
     folder.mkdir(parents=True, exist_ok=True)
     labels = [label.name for label in run.read_plan().labels]
-    rows = [(f"fold {fold.fold}", summaries(fold.scores, labels, splits)) for fold in folds]
-    if len(folds) > 1:
-        rows.append(("out of fold", summaries([score for fold in folds for score in fold.scores], labels, splits)))
-    text = markdown_table(rows, labels, protocol(splits, folds))
+    groups = summarize_groups(folds, labels, splits)
+    text = markdown_table(groups, labels, protocol(splits, folds))
     write_text(folder / "summary.md", text)
-    write_text(folder / "scores.csv", csv_table([score for fold in folds for score in fold.scores]))
-    write_json(folder / "summary.json", Report(DICE_DEFINITION, protocol(splits, folds), tuple(_rows(rows))))
+    write_text(folder / "scores.csv", csv_table(pooled(folds)))
+    write_json(folder / "summary.json", ValidationSummary(protocol(splits, folds), DEFINITIONS, groups))
     return text
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One mean: of one structure ("mean": of all), over the cases of one fold or of all ("out of fold")."""
-
-    cases: str
-    label: str
-    dice: Summary | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """The table as data."""
-
-    definition: str
-    protocol: str
-    rows: tuple[ReportRow, ...]
-
-
-def _rows(rows: Sequence[tuple[str, Mapping[str, Summary]]]) -> list[ReportRow]:
-    return [
-        ReportRow(cases, label, summary if summary.n else None)
-        for cases, by_label in rows
-        for label, summary in by_label.items()
-    ]

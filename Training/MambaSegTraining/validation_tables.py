@@ -4,52 +4,55 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
-from MambaSegTraining.metrics import DICE_DEFINITION, Summary
+from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, MetricSummary
+from MambaSegTraining.metrics.definitions import DSC
+from MambaSegTraining.metrics.summary import MEAN
+from MambaSegTraining.scores import Group
 
-if TYPE_CHECKING:
-    from MambaSegTraining.scores import Score
+OVERALL = tuple(metric for metric in DEFINITIONS if metric.field in ("nsd", "hd95_mm"))
+"""Measures shown as the mean over the structures only; summary.json has all."""
 
 
-def markdown_table(rows: Sequence[tuple[str, Mapping[str, Summary]]], labels: Sequence[str], protocol: str) -> str:
-    """Mean and standard deviation of the Dice per structure; below it what they mean.
+def markdown_table(groups: Sequence[Group], labels: Sequence[str], protocol: str) -> str:
+    """Mean and standard deviation of the Dice per structure and of other measures over all; below it what they mean.
 
     Args:
-        rows: Name and summary per structure and "mean".
+        groups: One line each.
         labels: Structures, in order.
         protocol: Which cases the numbers are about.
     """
-    columns = [*labels, "mean"]
-    lines = [
-        f"| cases | n | {' | '.join(columns)} | 95 % interval of the mean |",
-        f"|---|---|{'---|' * (len(columns) + 1)}",
-    ]
-    for name, by_label in rows:
-        overall = by_label["mean"]
-        cells = [_cell(by_label[column]) for column in columns]
-        interval = f"{overall.ci_low:.4f} to {overall.ci_high:.4f}" if overall.n else "-"
-        lines.append(f"| {name} | {overall.n} | {' | '.join(cells)} | {interval} |")
-    return "\n".join(
-        [*lines, "", f"Mean ± standard deviation over cases. {DICE_DEFINITION}", f"Cases: {protocol}.", ""]
-    )
+    columns = [(label, DSC) for label in (*labels, MEAN)] + [(MEAN, metric) for metric in OVERALL]
+    heads = [f"{metric.name} {label}{f' ({metric.unit})' if metric.unit else ''}" for label, metric in columns]
+    lines = [f"| cases | n | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
+    for group in groups:
+        cells = [_cell(_find(group, label, metric)) for label, metric in columns]
+        overall = _find(group, MEAN, DSC).summary
+        lines.append(f"| {group.cases} | {overall.n if overall else 0} | {' | '.join(cells)} |")
+    meanings = [f"* {metric.name}: {metric.text}" for metric in (DSC, *OVERALL)]
+    intro = "Mean ± standard deviation over cases; in brackets the 95 % interval of the mean (bootstrap over subjects)."
+    return "\n".join([*lines, "", intro, f"Cases: {protocol}.", "", *meanings, ""])
 
 
-def csv_table(scores: Sequence[Score]) -> str:
-    """One line per case and structure; an undefined Dice is empty."""
+def csv_table(scores: Sequence[LabelScore]) -> str:
+    """One line per case and structure; an undefined number is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    if scores:
-        names = [field.name for field in fields(scores[0])]
-        writer.writerow(names)
-        writer.writerows([getattr(score, name) for name in names] for score in scores)
+    names = [field.name for field in fields(LabelScore)]
+    writer.writerow(names)
+    writer.writerows([getattr(score, name) for name in names] for score in scores)
     return text.getvalue()
 
 
-def _cell(summary: Summary) -> str:
-    if not summary.n:
+def _find(group: Group, label: str, metric: MetricDefinition) -> MetricSummary:
+    return next(entry for entry in group.metrics if (entry.label, entry.metric) == (label, metric.id))
+
+
+def _cell(entry: MetricSummary) -> str:
+    summary = entry.summary
+    if summary is None:
         return "-"
-    excluded = f" ({summary.excluded} excluded)" if summary.excluded else ""
-    return f"{summary.mean:.4f} ± {summary.std:.4f}{excluded}"
+    excluded = f", {summary.excluded} excluded" if summary.excluded else ""
+    return f"{summary.mean:.3f} ± {summary.std:.3f} ({summary.ci_low:.3f} to {summary.ci_high:.3f}{excluded})"

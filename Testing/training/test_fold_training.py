@@ -1,0 +1,167 @@
+"""Training: it learns, it can be interrupted anywhere, and it says why when it cannot go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from MambaSegTraining.__main__ import main
+from MambaSegTraining.batches import PatchBatches, stream_batches
+from MambaSegTraining.files import load_checkpoint, load_weights, save_checkpoint
+from MambaSegTraining.fold_training import DivergedError, FoldJob, patch_dice, train_fold
+from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
+
+from MambaSegLib.errors import InputError
+
+
+@pytest.fixture
+def run(ball_dataset, config_file, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["plan", str(ball_dataset), str(folder), "--config", str(config_file), "--workers", "0"]) == 0
+    assert main(["preprocess", str(folder), "--workers", "0"]) == 0
+    return RunFolder(folder)
+
+
+@pytest.fixture
+def job(run):
+    return FoldJob(run, fold=0, recipe=run.read_settings().recipe, workers=0, scan="auto")
+
+
+def _stopped_after(job, steps):
+    counter = iter([False] * (steps - 1) + [True])
+    return replace(job, should_stop=lambda: next(counter))
+
+
+def test_an_interrupted_training_ends_with_the_same_weights_to_the_bit(job, tmp_path):
+    """Four steps in one go, and stopped after step 1 and, in the middle of the second epoch, after step 3."""
+    assert train_fold(job)
+    folder = job.run.fold(0)
+    uninterrupted = load_weights(folder / WEIGHTS_FILE)
+    log = (folder / "log.jsonl").read_text()
+    folder.rename(tmp_path / "uninterrupted")
+
+    assert not train_fold(_stopped_after(job, 1))
+    assert not (folder / WEIGHTS_FILE).exists()
+    assert not train_fold(_stopped_after(replace(job, resume=True), 2))
+    assert train_fold(replace(job, resume=True))
+    resumed = load_weights(folder / WEIGHTS_FILE)
+    assert uninterrupted.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], weights) for name, weights in uninterrupted.items())
+    for before, after in zip(log.splitlines(), (folder / "log.jsonl").read_text().splitlines(), strict=True):
+        before, after = json.loads(before), json.loads(after)
+        for measured in ("seconds", "wait_share"):
+            del before[measured], after[measured]
+        assert before == after
+
+
+def test_other_seeds_give_other_weights(job, tmp_path):
+    train_fold(job)
+    first = load_weights(job.run.fold(0) / WEIGHTS_FILE)
+    job.run.fold(0).rename(tmp_path / "first")
+    train_fold(replace(job, recipe=replace(job.recipe, seed=1)))
+    second = load_weights(job.run.fold(0) / WEIGHTS_FILE)
+    assert not all(torch.equal(second[name], weights) for name, weights in first.items())
+
+
+def test_a_short_training_finds_most_of_the_balls(job):
+    longer = replace(job.recipe, epochs=1, iterations_per_epoch=40, augmentation="none", ema_decay=0.0)
+    train_fold(replace(job, recipe=longer))
+    record = json.loads((job.run.fold(0) / "log.jsonl").read_text().splitlines()[-1])
+    assert record["patch_dice"][0] > 0.75
+
+
+def test_batches_made_in_another_process_are_the_same(job):
+    plan, fold = job.run.read_plan(), job.run.read_splits().folds[0]
+    batches = PatchBatches(job.run.store, fold.train, plan, job.recipe, seed=3)
+    here, there = (list(stream_batches(batches, range(2, 5), workers=workers)) for workers in (0, 1))
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_training_is_not_started_over_a_checkpoint_unless_asked(job):
+    train_fold(_stopped_after(job, 1))
+    with pytest.raises(InputError, match="--resume"):
+        train_fold(job)
+
+
+def test_a_checkpoint_of_another_recipe_is_not_continued(job):
+    train_fold(_stopped_after(job, 1))
+    other = replace(job, resume=True, recipe=replace(job.recipe, learning_rate=1e-4))
+    with pytest.raises(InputError, match="another plan, recipe or other folds"):
+        train_fold(other)
+
+
+def test_a_damaged_checkpoint_is_named(job):
+    train_fold(_stopped_after(job, 1))
+    path = job.run.fold(0) / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        train_fold(replace(job, resume=True))
+
+
+def test_checkpoints_hold_data_only(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        load_checkpoint(_pickled_code(tmp_path), "cpu")
+
+
+def _pickled_code(folder):
+    path = folder / "evil.pt"
+    torch.save({"network": print}, path)
+    return path
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"step": lambda: None})
+    assert load_checkpoint(path, "cpu") == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_names_the_layer(job):
+    train_fold(_stopped_after(job, 2))
+    path = job.run.fold(0) / CHECKPOINT_FILE
+    content = load_checkpoint(path, "cpu")
+    name = next(name for name in content["network"] if name.startswith("decoder") or "stages.1" in name)
+    content["network"][name].fill_(float("nan"))
+    save_checkpoint(path, content)
+    with pytest.raises(DivergedError, match="first layer with such values is") as error:
+        train_fold(replace(job, resume=True))
+    assert name.split(".")[0] in str(error.value)
+
+
+def test_the_time_limit_stops_with_a_checkpoint(job):
+    assert not train_fold(replace(job, max_minutes=0.0))
+    assert load_checkpoint(job.run.fold(0) / CHECKPOINT_FILE, "cpu")["counters"]["iteration"] == 1
+
+
+def test_a_fold_that_does_not_exist_is_refused(job):
+    with pytest.raises(InputError, match="folds 0 to 2"):
+        train_fold(replace(job, fold=7))
+
+
+class _Constant(torch.nn.Module):
+    """Predicts the same class everywhere."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = torch.zeros((len(image), 3, *image.shape[2:]))
+        logits[:, self.value] = 1
+        return (logits,)
+
+
+def test_patch_dice_pools_all_batches(job):
+    from MambaSegTraining.batches import Batch
+
+    image = torch.zeros((1, 1, 1, 1, 4))
+    batches = [Batch(image, torch.tensor([[[[1, 1, 0, 2]]]])), Batch(image, torch.tensor([[[[1, 0, 0, 0]]]]))]
+    first, second = patch_dice(_Constant(1), batches, "cpu", "off")
+    assert first == pytest.approx(2 * 3 / (8 + 3))
+    assert second == 0

@@ -1,0 +1,116 @@
+"""The whole way from a data set to a bundle, by commands only."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from MambaSegTraining.__main__ import main
+from MambaSegTraining.export import export_bundle, save_working_bundle
+from MambaSegTraining.files import load_weights
+from MambaSegTraining.run_folder import RunFolder
+from MambaSegTraining.settings import read_settings
+
+from MambaSegLib.bundle import load_bundle
+from MambaSegLib.errors import BundleError, InputError
+from MambaSegLib.predictor import Predictor
+from MambaSegLib.volume_io import read_channels, read_labels
+
+
+@pytest.fixture
+def planned(ball_dataset, config_file, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["plan", str(ball_dataset), str(folder), "--config", str(config_file), "--workers", "0"]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(planned):
+    main(["preprocess", str(planned), "--workers", "0"])
+    for fold in range(3):
+        assert main(["train", str(planned), "--fold", str(fold), "--device", "cpu", "--workers", "0"]) == 0
+    return planned
+
+
+def test_from_data_set_to_bundle(trained, ball_dataset, tmp_path, capsys):
+    assert main(["validate", str(trained), "--device", "cpu"]) == 0
+    assert "out of fold | 6" in capsys.readouterr().out
+    summary = json.loads((trained / "validation" / "summary.json").read_text())
+    assert (
+        summary["protocol"] == "out of fold, 3-fold cross-validation grouped by subject; folds: drawn with seed 12345"
+    )
+    assert len((trained / "validation" / "scores.csv").read_text().splitlines()) == 1 + 6 * 2
+
+    target = tmp_path / "bundle"
+    assert main(["export", str(trained), str(target)]) == 0
+    bundle = load_bundle(target)
+    assert bundle.fold_indices == (0, 1, 2)
+    assert bundle.manifest.provenance.seeds == (12345, 12346, 12347)
+    assert bundle.manifest.provenance.training_cases == 6
+    dice = next(metric for metric in bundle.manifest.metrics if (metric.name, metric.label) == ("DSC", "ball"))
+    assert dice.n + dice.excluded == 6
+
+    _check_predictions_are_those_of_the_validation(bundle, trained, ball_dataset)
+
+
+def _check_predictions_are_those_of_the_validation(bundle, run, dataset):
+    splits = RunFolder(run).read_splits()
+    name = splits.folds[1].val[0]
+    volume = read_channels({"MRI": dataset / "imagesTr" / f"{name}_0000.nii.gz"})
+    predicted = Predictor(bundle, device="cpu", folds=(1,)).predict(volume).labels
+    stored = read_labels(run / "fold_1" / "validation" / f"{name}.nii.gz")
+    assert np.array_equal(predicted.array, stored.array)
+    assert predicted.geometry.is_close(stored.geometry)
+
+
+def test_the_average_of_the_weights_is_what_is_exported(trained, tmp_path):
+    run = RunFolder(trained)
+    bundle = save_working_bundle(run, 0, "final")
+    final, stored = load_weights(trained / "fold_0" / "weights.safetensors"), bundle.load_weights(0)
+    assert all(np.array_equal(stored[name], weights) for name, weights in final.items())
+    from MambaSegTraining.files import load_checkpoint
+
+    checkpoint = load_checkpoint(trained / "fold_0" / "checkpoint.pt", "cpu")
+    name = next(iter(final))
+    assert np.array_equal(final[name], checkpoint["average"][f"module.{name}"])
+    assert not np.array_equal(final[name], checkpoint["network"][name])
+
+
+def test_export_wants_validated_folds_and_a_stated_use(trained, config_file, tmp_path):
+    run, settings = RunFolder(trained), read_settings(config_file)
+    with pytest.raises(InputError, match="not validated"):
+        export_bundle(run, settings, tmp_path / "bundle")
+    main(["validate", str(trained), "--device", "cpu"])
+    config_file.write_text(config_file.read_text().replace('intended_use = "Tests."', ""))
+    with pytest.raises(BundleError, match="intended_use"):
+        export_bundle(run, read_settings(config_file), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_preprocessing_continues_and_notices_other_files(planned, ball_dataset, capsys):
+    main(["preprocess", str(planned), "--workers", "0"])
+    assert "6 case(s) preprocessed" in capsys.readouterr().out
+    image = ball_dataset / "imagesTr" / "s0_a_0000.nii.gz"
+    (planned / "preprocessed" / "s1_a.json").unlink()
+    image.write_bytes((ball_dataset / "imagesTr" / "s2_a_0000.nii.gz").read_bytes())
+    main(["preprocess", str(planned), "--workers", "1"])
+    assert "2 case(s) preprocessed, 4 were up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "{run}", "--fold", "9", "--device", "cpu"], "folds 0 to 2"),
+        (["train", "{run}", "--fold", "0", "--device", "toaster"], "device toaster cannot be used"),
+        (["validate", "{run}", "--fold", "0", "--device", "cpu"], "not trained to its end"),
+        (["export", "{run}", "{run}/bundle"], "No fold"),
+        (["plan", "{run}", "{run}/x"], "no dataset.json"),
+        (["train", "nowhere", "--fold", "0"], "does not exist"),
+    ],
+)
+def test_mistakes_end_with_a_sentence_and_exit_code_2(planned, arguments, expected, capsys):
+    assert main([argument.format(run=planned) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message

@@ -1,0 +1,79 @@
+"""Recipes are checked, and the learning rate follows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from MambaSegTraining.recipe import Recipe
+from MambaSegTraining.schedule import learning_rate
+from MambaSegTraining.settings import read_settings
+
+from MambaSegLib.errors import InputError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "Training" / "configs").glob("*.toml"))
+PAPER = Recipe(epochs=300, iterations_per_epoch=1, schedule_step="epoch")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_that_is_shipped_can_be_read(path):
+    assert read_settings(path).recipe.epochs >= 1
+
+
+def test_the_paper_recipe_is_the_papers(tmp_path):
+    recipe = read_settings(next(path for path in CONFIGS if path.stem == "paper")).recipe
+    assert (recipe.optimizer, recipe.learning_rate, recipe.schedule, recipe.epochs) == ("radam", 3e-4, "linear", 300)
+    assert (recipe.iterations_per_epoch, recipe.batch_size, recipe.clip_norm, recipe.weight_decay) == (250, 2, 12, 3e-5)
+
+
+def test_a_misspelt_key_is_refused_with_its_place_and_the_right_one(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text("[recipe]\nlearning_rat = 1e-3\n")
+    with pytest.raises(InputError, match=r'recipe.learning_rat: unknown key; did you mean "learning_rate"'):
+        read_settings(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epochs": 0}, {"learning_rate": 0.0}, {"ema_decay": 1.0}, {"foreground_oversampling": 1.5}]
+)
+def test_values_that_cannot_be_meant_are_refused(changes):
+    with pytest.raises(InputError, match=next(iter(changes))):
+        replace(Recipe(), **changes)
+
+
+def test_text_that_is_no_toml_and_files_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_settings(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("recipe = [")
+    with pytest.raises(InputError, match="not TOML"):
+        read_settings(tmp_path / "bad.toml")
+
+
+def test_linear_falls_to_zero_in_equal_steps():
+    assert [learning_rate(PAPER, epoch) for epoch in (0, 150, 299)] == pytest.approx([3e-4, 1.5e-4, 1e-6])
+
+
+def test_the_released_cosine_goes_up_again():
+    """Epochs 0, 100, 200 of the published Uni and Bi trainers: 3e-4, 5e-6, 3e-4."""
+    recipe = replace(PAPER, schedule="cosine", cosine_period=100, minimum_learning_rate=5e-6)
+    assert [learning_rate(recipe, epoch) for epoch in (0, 100, 200)] == pytest.approx([3e-4, 5e-6, 3e-4])
+
+
+def test_one_cycle_equals_pytorchs():
+    import torch
+
+    recipe = replace(PAPER, schedule="onecycle")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-4, total_steps=300, pct_start=0.1, final_div_factor=1e8
+    )
+    for epoch in range(300):
+        assert learning_rate(recipe, epoch) == pytest.approx(reference.get_last_lr()[0], rel=1e-6, abs=1e-11)
+        optimizer.step()
+        reference.step() if epoch < 299 else None
+
+
+def test_a_schedule_by_epoch_keeps_the_rate_within_one():
+    recipe = replace(PAPER, iterations_per_epoch=10)
+    assert learning_rate(recipe, 10) == learning_rate(recipe, 19) != learning_rate(recipe, 20)
