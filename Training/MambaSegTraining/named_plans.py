@@ -1,0 +1,57 @@
+"""The plans the paper's authors released for its three data sets, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+
+from MambaSegLib.errors import InputError
+from MambaSegLib.networks import resolve_plan
+from MambaSegLib.plan import OptionValue, Plan
+from MambaSegLib.schema import from_json, parse_json
+
+NAMED_PLANS = ("acdc", "braintumour", "synapse")
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """A plan with what its training needs besides.
+
+    Attributes:
+        name: One of `NAMED_PLANS`.
+        source: Where the values were published.
+        batch_size: Patches per step.
+        batch_dice: Whether the soft Dice pools the batch.
+        plan: The plan; its network is the released Multidirectional one.
+    """
+
+    name: str
+    source: str
+    batch_size: int
+    batch_dice: bool
+    plan: Plan
+
+
+def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] | None = None) -> NamedPlan:
+    """Read a named plan.
+
+    Args:
+        name: One of `NAMED_PLANS`.
+        network: A name of the network table; "" leaves the one it has.
+        options: Options of that network; None takes those of its preset "released".
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if name not in NAMED_PLANS:
+        msg = f"There is no plan named {name!r}; there are {', '.join(NAMED_PLANS)}."
+        raise InputError(msg)
+    file = files("MambaSegTraining") / "named_plans" / f"{name}.json"
+    found = from_json(NamedPlan, parse_json(file.read_bytes(), file.name), file.name)
+    if not network:
+        return found
+    chosen = dict(options) if options is not None else {"preset": "released"}
+    is_mamba = network.startswith("mamba_unet_")
+    changed = replace(found.plan.network, name=network, options=chosen if is_mamba or options is not None else {})
+    return replace(found, plan=replace(found.plan, network=resolve_plan(changed) if is_mamba else changed))
