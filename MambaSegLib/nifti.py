@@ -244,7 +244,7 @@ def _scaled(path: Path, header: Header, stored: Array) -> Array:
 
 def _grid(path: Path, header: Header, shape: tuple[int, int, int]) -> tuple[Array, Array, tuple[str, ...]]:
     """Voxel axes (columns i, j, k) and origin in RAS mm, and what to tell about the choice."""
-    pixdim = header["pixdim"].astype(np.float64)
+    pixdim = _doubles(header["pixdim"])
     if not (np.isfinite(pixdim[1:4]).all() and (pixdim[1:4] > 0).all()):
         msg = f"{path} has voxel spacing {pixdim[1:4].tolist()} mm (x, y, z); it must be positive: correct the header"
         raise InputError(msg)
@@ -254,6 +254,11 @@ def _grid(path: Path, header: Header, shape: tuple[int, int, int]) -> tuple[Arra
         raise InputError(msg)
     axes, origin, notices = _chosen_form(path, header, pixdim, shape)
     return axes * _MM_PER_UNIT[unit], origin * _MM_PER_UNIT[unit], notices
+
+
+def _doubles(values: Array) -> Array:
+    with np.errstate(invalid="ignore"):  # signaling NaN of damaged bytes; what is not finite is refused afterwards
+        return values.astype(np.float64)
 
 
 def _chosen_form(
@@ -268,7 +273,7 @@ def _chosen_form(
         return np.diag(pixdim[1:4]) * _RAS_TO_LPS[:, None], np.zeros(3), (notice,)
     if not sform:
         return *_qform(path, header, pixdim), ()
-    srow = header["srow"].astype(np.float64)
+    srow = _doubles(header["srow"])
     if not np.isfinite(srow).all():
         msg = f"{path} has a damaged header: its sform is {srow.tolist()}; correct it"
         raise InputError(msg)
@@ -303,9 +308,9 @@ def _of_two(
 
 def _qform(path: Path, header: Header, pixdim: Array) -> tuple[Array, Array]:
     """Axes and origin of the quaternion form (nifti1.h, method 2)."""
-    quaternion, origin = header["quatern"].astype(np.float64), header["qoffset"].astype(np.float64)
+    quaternion, origin = _doubles(header["quatern"]), _doubles(header["qoffset"])
     norm = float((quaternion**2).sum())
-    if not (np.isfinite(origin).all() and norm <= 1 + 1e-3):
+    if not (np.isfinite(origin).all() and norm <= 1 + 1e-3):  # also false for NaN
         msg = f"{path} has a damaged header: its qform is {quaternion.tolist()}, {origin.tolist()}; correct it"
         raise InputError(msg)
     # Half turns: b, c, d are 32-bit floats, so a square this small is rounding and would turn the grid (nifti1_io.c).

@@ -5,9 +5,13 @@ Source: the format definition at https://teem.sourceforge.net/nrrd/format.html.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, Geometry
@@ -19,15 +23,28 @@ MAX_HEADER_BYTES = 1 << 22
 BZIP2_RATIO = 50_000
 """A bzip2 block of 900 kB of equal bytes takes some 40 bytes."""
 
-_ITEM_BYTES = {
-    "signed char": 1, "int8": 1, "int8_t": 1, "uchar": 1, "unsigned char": 1, "uint8": 1, "uint8_t": 1,
-    "short": 2, "short int": 2, "signed short": 2, "signed short int": 2, "int16": 2, "int16_t": 2,
-    "ushort": 2, "unsigned short": 2, "unsigned short int": 2, "uint16": 2, "uint16_t": 2,
-    "int": 4, "signed int": 4, "int32": 4, "int32_t": 4, "uint": 4, "unsigned int": 4, "uint32": 4, "uint32_t": 4,
-    "longlong": 8, "long long": 8, "long long int": 8, "signed long long": 8, "signed long long int": 8,
-    "int64": 8, "int64_t": 8, "ulonglong": 8, "unsigned long long": 8, "unsigned long long int": 8,
-    "uint64": 8, "uint64_t": 8, "float": 4, "double": 8,
-}  # fmt: skip
+_DTYPES = {
+    "i1": ("signed char", "int8", "int8_t"),
+    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+    "i4": ("int", "signed int", "int32", "int32_t"),
+    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+    "i8": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"),
+    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
+    "f4": ("float",),
+    "f8": ("double",),
+}
+_ENCODINGS = {
+    "raw": "raw",
+    "gzip": "gzip",
+    "gz": "gzip",
+    "bzip2": "bzip2",
+    "bz2": "bzip2",
+    "ascii": "ascii",
+    "text": "ascii",
+    "txt": "ascii",
+}
 
 _NRRD_TYPES = {"u1": "uint8", "i1": "int8", "u2": "uint16", "i2": "int16", "u4": "uint32", "i4": "int32",
                "u8": "uint64", "i8": "int64", "f4": "float", "f8": "double"}  # fmt: skip
@@ -51,6 +68,15 @@ class NrrdHeader:
     def sizes(self) -> tuple[int, ...]:
         """Samples along each axis, fastest first."""
         return tuple(int(n) for n in self.fields["sizes"].split())
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Numbers of a field like "(1,2,3)" or "1 2 3"; () where it is missing."""
+        return tuple(float(part) for part in re.split(r"[\s(),]+", self.fields.get(name, "")) if part)
+
+    def directions(self) -> tuple[tuple[float, ...] | None, ...]:
+        """Step along each axis in the file's own space; None for axes that are not in space; () where missing."""
+        found = re.findall(r"none|\([^()]*\)", self.fields.get("space directions", "").lower())
+        return tuple(None if text == "none" else tuple(float(v) for v in text[1:-1].split(",")) for text in found)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -102,34 +128,72 @@ def _parse_line(text: str, fields: dict[str, str], pairs: dict[str, str]) -> Non
 
 def _check(path: Path, header: NrrdHeader, file_bytes: int) -> None:
     fields = header.fields
-    item_bytes = _ITEM_BYTES.get(fields.get("type", "").lower())
-    if item_bytes is None:
-        msg = f"{path} holds voxels of type {fields.get('type', 'nothing')!r}; numbers are needed"
-        raise InputError(msg)
+    dtype = dtype_of(path, header)
     try:
         sizes = header.sizes
         dimension = int(fields["dimension"])
-    except (KeyError, ValueError):
-        msg = f"{path} has a damaged header: its size cannot be read; get it again"
+        for name in ("space origin", "spacings"):
+            header.numbers(name)
+        directions = header.directions()
+    except (KeyError, ValueError) as error:
+        msg = f"{path} has a damaged header ({error}); get it again"
         raise InputError(msg) from None
-    if len(sizes) != dimension or (header.kinds and len(header.kinds) != dimension):
+    lengths = {len(sizes), *(len(found) for found in (header.kinds, directions) if found)}
+    if lengths != {dimension} or len(header.numbers("spacings") or sizes) != dimension:
         msg = f"{path} has a damaged header: {dimension} axes but {len(sizes)} sizes, kinds {header.kinds}"
         raise InputError(msg)
-    detached = fields.get("data file") or fields.get("datafile")
-    stored = _detached_bytes(path, detached) if detached else file_bytes - header.header_bytes
-    encoding = fields.get("encoding", "").lower()
-    ratio = {"gzip": GZIP_RATIO, "gz": GZIP_RATIO, "bzip2": BZIP2_RATIO, "bz2": BZIP2_RATIO}.get(encoding, 1)
-    # Written as text or hexadecimal digits, a sample takes at least one byte ("0") or two digits a byte.
-    item = 1 if encoding in ("ascii", "text", "txt", "hex") else item_bytes
-    check_size(path, sizes, item, stored * ratio)
+    encoding = encoding_of(path, header)
+    data, offset = data_file(path, header)
+    stored = (file_bytes if data == path else check_readable(data)) - max(0, offset)
+    ratio = {"gzip": GZIP_RATIO, "bzip2": BZIP2_RATIO}.get(encoding, 1)
+    # Written as text, a sample takes two bytes at least, the last one without its separator one.
+    check_size(path, sizes, 1 if encoding == "ascii" else dtype.itemsize, stored * ratio)
 
 
-def _detached_bytes(path: Path, value: str) -> int:
-    if value.upper().startswith("LIST") or "%" in value:
-        # ITK finds and checks the single files itself; together they are not larger than their folder.
-        return sum(f.stat().st_size for f in path.parent.iterdir() if f.is_file())
-    data = path.parent / value
-    return check_readable(data)
+def dtype_of(path: Path, header: NrrdHeader) -> np.dtype[Any]:
+    """NumPy type of the samples, byte order included.
+
+    Raises:
+        InputError: If they are not numbers.
+    """
+    name = header.fields.get("type", "")
+    for code, names in _DTYPES.items():
+        if name.lower() in names:
+            return np.dtype((">" if header.fields.get("endian", "").lower() == "big" else "<") + code)
+    msg = f"{path} holds voxels of type {name or 'nothing'!r}; numbers are needed"
+    raise InputError(msg)
+
+
+def encoding_of(path: Path, header: NrrdHeader) -> str:
+    """ "raw", "gzip", "bzip2" or "ascii".
+
+    Raises:
+        InputError: For another one.
+    """
+    encoding = _ENCODINGS.get(header.fields.get("encoding", "").lower())
+    if encoding is None:
+        msg = f"{path} has the encoding {header.fields.get('encoding')!r}; save it as raw or gzip"
+        raise InputError(msg)
+    return encoding
+
+
+def data_file(path: Path, header: NrrdHeader) -> tuple[Path, int]:
+    """The file with the data and where they start in it; -1 for raw data that end with the file.
+
+    Raises:
+        InputError: If the data are spread over several files or lines are to be skipped.
+    """
+    fields = header.fields
+    name = fields.get("data file") or fields.get("datafile") or ""
+    skip = fields.get("byte skip") or fields.get("byteskip") or "0"
+    lines = fields.get("line skip") or fields.get("lineskip") or "0"
+    if name.upper().startswith("LIST") or "%" in name or lines != "0" or not re.fullmatch(r"-1|\d{1,12}", skip):
+        msg = f"{path} has its data in several files or behind lines to skip; save it as one .nrrd file"
+        raise InputError(msg)
+    # Other files are looked for beside the header, wherever it says they are: no header may point elsewhere.
+    data = path.parent / Path(name.replace("\\", "/")).name if name else path
+    start = 0 if name else header.header_bytes
+    return data, -1 if skip == "-1" else start + int(skip)
 
 
 def nrrd_header_bytes(array: Array, geometry: Geometry, pairs: Sequence[tuple[str, str]] = ()) -> bytes:

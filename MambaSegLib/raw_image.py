@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,6 @@ class RawImage:
         origin_mm: LPS position of voxel (0, 0, 0).
         name: What to call the image.
         notices: What a person should know about how it was read.
-        tags: Key and value pairs of the header, where the format has them.
     """
 
     array: Array
@@ -40,7 +39,6 @@ class RawImage:
     origin_mm: Sequence[float] | Array
     name: str
     notices: tuple[str, ...] = ()
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 def check_readable(path: Path) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, straightened
-from MambaSegLib.itk_files import read_components
+from MambaSegLib.nrrd import read_components
 from MambaSegLib.nrrd_header import NrrdHeader, nrrd_header_bytes, read_nrrd_header
 from MambaSegLib.plan import Code, IntTriple, Label, Terminology
 from MambaSegLib.volume import Labels

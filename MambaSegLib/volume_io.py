@@ -15,9 +15,10 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, Geometry, ShearedGridError, straightened
-from MambaSegLib.itk_files import read_itk
 from MambaSegLib.label_writing import check_output_path, write_labels, write_volume
+from MambaSegLib.metaimage import read_metaimage
 from MambaSegLib.nifti import read_nifti
+from MambaSegLib.nrrd import read_nrrd
 from MambaSegLib.plan import Label
 from MambaSegLib.raw_image import MAX_SPACING_MM, MIN_SPACING_MM, RawImage
 from MambaSegLib.volume import Labels, Volume
@@ -28,7 +29,8 @@ PathLike = str | Path
 Notify = Callable[[str], None]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+METAIMAGE_SUFFIXES = (".mha", ".mhd")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
 
 
@@ -199,13 +201,15 @@ def _read_raw(path: Path, frame: int | None, series: str | None) -> RawImage:
         raise InputError(msg)
     if name.endswith(NIFTI_SUFFIXES):
         return read_nifti(path, frame)
-    if name.endswith(ITK_SUFFIXES):
-        return read_itk(path, frame)
+    if name.endswith(NRRD_SUFFIXES):
+        return read_nrrd(path, frame)
+    if name.endswith(METAIMAGE_SUFFIXES):
+        return read_metaimage(path, frame)
     if not path.exists():
         msg = f"{path} does not exist; check the name"
         raise InputError(msg)
     msg = (
-        f"{path} is of no known kind. Readable are {', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)} files and folders of "
+        f"{path} is of no known kind. Readable are {', '.join(NIFTI_SUFFIXES + NRRD_SUFFIXES + METAIMAGE_SUFFIXES)} files and folders of "
         "DICOM files; convert it, for example in 3D Slicer."
     )
     raise InputError(msg)
