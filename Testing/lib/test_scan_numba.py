@@ -1,0 +1,209 @@
+"""What only the numba backend has: chunks, checkpoints, a disk cache, vector arithmetic of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba")
+
+import numpy as np
+
+from MambaSegLib.scan import numba_tasks, selective_scan
+from MambaSegLib.scan.numba_tiles import TILE, fill_rows
+from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
+from MambaSegLib.scan.parallel import run_tasks
+from MambaSegLib.scan.paths import path_numbers, to_scan_order
+from MambaSegLib.scan.pytorch_backend import selective_scan_chunked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+FORWARD_TOLERANCE = 5e-7
+GRADIENT_TOLERANCE = 5e-6
+
+
+def make(length: int, decay: float, channels: int = 20, states: int = 6, batch: int = 1) -> list[Tensor]:
+    """u, delta, A, B, C, D, z; `decay` scales A."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(batch, length, k, generator=generator) for k in (channels, channels, states, states, channels)]
+    u, delta, B, C, z = (t.transpose(1, 2) for t in rows)
+    A = -decay * torch.arange(1, states + 1).float().repeat(channels, 1)
+    return [u, 0.3 * delta - 2, A, B, C, torch.randn(channels, generator=generator), z]
+
+
+def everything(tensors: list[Tensor], order: ScanOrder | None = None, grid=None) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    out, last = selective_scan(*leaves, None, True, True, grid=grid, order=order, backend="numba")
+    out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape))
+    return [out.detach(), last, *(leaf.grad for leaf in leaves)]
+
+
+def reference(tensors: list[Tensor]) -> list[Tensor]:
+    leaves = [t.detach().double().requires_grad_() for t in tensors]
+    out, last = selective_scan_chunked(*leaves, None, True, (1, 1, tensors[0].shape[2]), NATURAL_ORDER)
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape))
+    return [out.detach(), last, *(leaf.grad for leaf in leaves)]
+
+
+def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        error = float((a.double() - b).norm() / b.norm())
+        assert error <= (FORWARD_TOLERANCE if i == 0 else GRADIENT_TOLERANCE), f"result {i}: {error:.1e}"
+
+
+@pytest.fixture
+def four_threads(monkeypatch: pytest.MonkeyPatch):
+    """Four threads and short chunks, so that small tensors are divided too."""
+    monkeypatch.setattr(numba_tasks, "SHORTEST_CHUNK", 2 * TILE)
+    monkeypatch.setattr(numba_tasks, "LONG_SEQUENCE", 2 * TILE)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("decay", [3.0, 0.05, 0.0])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_sequence_in_chunks_gives_the_same_whether_states_fade_within_a_chunk_or_never(four_threads, decay, batch):
+    tensors = make(11 * TILE + 17, decay, batch=batch)
+    assert len(numba_tasks.forward_parts(batch, 2, tensors[0].shape[2], 4)[0]) > 1
+    assert len(numba_tasks.backward_parts(batch, 2, tensors[0].shape[2], 4, TILE)[0]) > 1
+    assert_close(everything(tensors), reference(tensors))
+
+
+def test_chunks_follow_the_scan_order(four_threads):
+    grid, order = (9, 8, 11), ScanOrder((2, 0, 1), backward=True)
+    tensors = make(9 * 8 * 11, 0.2)
+    copies = [to_scan_order(t, grid, order) if t.ndim == 3 else t for t in tensors]
+    found = everything(tensors, order, grid)[0]
+    assert_close([to_scan_order(found, grid, order)], reference(copies)[:1])
+
+
+@pytest.mark.parametrize("share", [0.15, 0.03])
+def test_sparse_checkpoints_give_the_same_gradients(monkeypatch, share):
+    tensors = make(9 * TILE + 5, 0.1, states=12)
+    dense = everything(tensors)
+    monkeypatch.setattr(numba_tasks, "FREE_CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(numba_tasks, "CHECKPOINT_SHARE", share)
+    assert numba_tasks.checkpoint_distance(tensors[0], 12) > TILE
+    for a, b in zip(everything(tensors), dense, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("states", [1, 16, 32, 64, 128, 256])
+def test_checkpoints_of_a_large_volume_take_at_most_their_share_of_u(states):
+    volume = torch.empty(1, 48 * 192 * 192, 64, device="meta")
+    distance = numba_tasks.checkpoint_distance(volume, states)
+    assert distance % TILE == 0
+    assert states / distance <= numba_tasks.CHECKPOINT_SHARE or distance == TILE
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("length", [1, 100, 7000, 60000])
+@pytest.mark.parametrize("blocks", [1, 4, 7, 40])
+def test_parts_cover_every_position_of_every_block_once(threads, length, blocks):
+    for runs in (
+        numba_tasks.forward_parts(2, blocks, length, threads),
+        numba_tasks.backward_parts(2, blocks, length, threads, 3 * TILE),
+    ):
+        seen = np.zeros((2, blocks, length), int)
+        for part in (part for run in runs for part in run):
+            assert part.start % TILE == 0
+            seen[part.batch, part.first_block : part.end_block, part.start : part.stop] += 1
+        assert (seen == 1).all()
+
+
+def test_results_do_not_depend_on_the_number_of_threads_beyond_rounding():
+    tensors = make(2 * numba_tasks.SHORTEST_CHUNK + 100, 0.5, channels=16, states=4)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = everything(tensors)
+        torch.set_num_threads(2)
+        two = everything(tensors)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(two, [t.double() for t in one])
+
+
+@pytest.mark.parametrize("order", [ScanOrder(), ScanOrder((1, 2, 0)), ScanOrder((2, 1, 0), backward=True)], ids=str)
+def test_rows_are_the_tokens_in_scan_order(order):
+    grid = (3, 4, 5)
+    expected = to_scan_order(torch.arange(60), grid, order).numpy()
+    for start in (0, 7, 59):
+        rows = np.full(60, -1)
+        fill_rows(path_numbers(grid, order), start, 60 - start, rows)
+        assert rows[: 60 - start].tolist() == expected[start:].tolist()
+
+
+def test_float64_is_refused_by_name():
+    tensors = [t.double() for t in make(8, 1.0)]
+    with pytest.raises(ValueError, match="backend='pytorch'"):
+        selective_scan(*tensors, backend="numba")
+
+
+def test_a_nan_in_the_input_is_not_hidden():
+    tensors = make(100, 1.0)
+    tensors[0] = tensors[0].clone()
+    tensors[0][0, 3, 50] = float("nan")
+    out = selective_scan(*tensors, None, True, backend="numba")
+    assert out[0, 3, 50:].isnan().all()
+    assert not out[0, 3, :50].isnan().any()
+    assert not out[0, 4].isnan().any()
+
+
+def test_growing_states_overflow_to_infinity_as_in_pytorch():
+    tensors = make(40, -100.0, states=4)
+    found = selective_scan(*tensors[:5], None, None, None, True, backend="numba")
+    expected = selective_scan(*tensors[:5], None, None, None, True, backend="pytorch")
+    assert not found[..., -1].isfinite().any()
+    assert not expected[..., -1].isfinite().any()
+
+
+def test_an_error_in_a_task_reaches_the_caller():
+    def fail() -> None:
+        msg = "broken"
+        raise RuntimeError(msg)
+
+    for threads in (1, 3):
+        with pytest.raises(RuntimeError, match="broken"):
+            run_tasks([lambda: None, lambda: None, fail], threads)
+
+
+SECOND_START = """
+import time, torch
+from MambaSegLib.scan import selective_scan, causal_conv1d
+import MambaSegLib.scan.numba_tasks, MambaSegLib.scan.numba_conv_tasks
+start = time.perf_counter()
+u = torch.randn(1, 16, 8, requires_grad=True)
+u2 = causal_conv1d(u, torch.ones(16, 4), backend="numba")
+y = selective_scan(u2, u, -torch.ones(16, 4), u[:, :4], u[:, :4], backend="numba")
+y.sum().backward()
+print(time.perf_counter() - start)
+"""
+
+
+def run_with_cache(folder: Path, code: str) -> float:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return float(result.stdout)
+
+
+@pytest.mark.slow
+def test_the_second_start_finds_the_compiled_kernels_on_disk(tmp_path):
+    first = run_with_cache(tmp_path, SECOND_START)
+    saved = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+    time.sleep(0.01)
+    second = run_with_cache(tmp_path, SECOND_START)
+    assert saved
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == saved, "kernels were compiled again"
+    assert second < first / 3
