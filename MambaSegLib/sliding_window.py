@@ -141,7 +141,8 @@ class Ensemble:
             msg = f"network {fold} returned logits of shape {tuple(logits.shape)} instead of {expected}"
             raise InputError(msg)
         logits = logits.float()
-        if not bool(torch.isfinite(logits).all()):
+        # One not finite value makes the sum so; no mask of the tile's size is needed.
+        if not bool(torch.isfinite(logits.sum())):
             msg = (
                 f"network {fold} of the ensemble computed values that are not finite numbers on {tiles.device}. No "
                 "result is better than a wrong one: try another scan backend or device; if it stays, the weights are "
@@ -285,6 +286,7 @@ def _row_of_tiles(
     importance = importance_map(ensemble.patch_size)
     position = 0
 
+    @torch.inference_mode()
     def run(placement: Placement) -> _WeightedTiles:
         batch = corners[position : position + placement.tile_batch]
         tiles = torch.stack([image[:, z : z + depth, y : y + height, x : x + width] for y, x in batch])
@@ -292,8 +294,8 @@ def _row_of_tiles(
             network.to(placement.device)
         probabilities, entropies = ensemble.tile_probabilities(tiles.to(placement.device), with_entropy)
         weights = importance.to(placement.device)
-        probabilities = (probabilities * weights).to(placement.accumulator)
-        entropies = None if entropies is None else (entropies * weights).to(placement.accumulator)
+        probabilities = probabilities.mul_(weights).to(placement.accumulator)
+        entropies = None if entropies is None else entropies.mul_(weights).to(placement.accumulator)
         return _WeightedTiles(batch, probabilities, entropies)
 
     while position < len(corners):
