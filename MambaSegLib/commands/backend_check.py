@@ -88,8 +88,7 @@ def _tokens_per_s(name: str, device: str) -> float:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    z, y, x = _SPEED_GRID
-    return z * y * x / min(seconds)
+    return _SPEED_GRID[0] * _SPEED_GRID[1] * _SPEED_GRID[2] / min(seconds)
 
 
 def _tensors(grid: tuple[int, int, int], channels: int, states: int) -> tuple[Tensor, ...]:

@@ -57,7 +57,7 @@ def explained(error: BaseException) -> MambaSegError:
         return CancelledError("Cancelled.")
     if isinstance(error, MemoryError):
         return EnvironmentProblemError("Not enough memory. Close other programs, or segment a region only (--roi).")
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
         return _missing_module(error)
     if isinstance(error, OSError):
         return _system_error(error)
@@ -91,12 +91,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _missing_module(error: ModuleNotFoundError) -> MambaSegError:
+def _missing_module(error: ImportError) -> MambaSegError:
     package = (error.name or "").partition(".")[0]
     if package not in _INSTALLABLE:
         return _defect(error)
+    found = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({_first_line(error)})"
     return EnvironmentProblemError(
-        f"This needs the package {package}, which is not installed here. Install it: {_INSTALLABLE[package]}. "
+        f"This needs the package {package}, which {found} here. Install it: {_INSTALLABLE[package]}. "
         "`mambaseg doctor` shows what else is missing."
     )
 

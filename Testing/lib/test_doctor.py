@@ -1,0 +1,127 @@
+"""`mambaseg doctor` tells what is here, finds a backend that computes wrongly, and predicts time and memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from MambaSegLib import scan
+from MambaSegLib.__main__ import main
+from MambaSegLib.bundle import Bundle
+from MambaSegLib.commands import backend_check, machine
+from MambaSegLib.commands.backend_check import check_backends
+from MambaSegLib.commands.estimate import estimate
+from MambaSegLib.predictor import Predictor
+from MambaSegLib.scan import pytorch_backend
+from MambaSegLib.volume import Geometry
+from MambaSegLib.volume_io import write_volume
+
+IDENTITY = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One backend that needs no compilation, and a short timing."""
+    monkeypatch.setattr(backend_check, "_SPEED_GRID", (8, 8, 8))
+    listed = scan.list_backends("cpu")
+    assert [status.name for status in listed] == list(scan.BACKENDS)
+    monkeypatch.setattr(backend_check, "list_backends", lambda device: [s for s in listed if s.name != "numba"])
+
+
+def test_a_right_backend_passes_with_its_speed_and_a_missing_one_has_its_reason() -> None:
+    by_name = {check.name: check for check in check_backends("cpu")}
+    right = by_name["pytorch"]
+    assert right.passed
+    assert right.error is not None
+    assert 0 < right.error < backend_check.TOLERANCE
+    assert right.tokens_per_s is not None
+    assert right.tokens_per_s > 0
+    if not torch.cuda.is_available():
+        assert not by_name["mamba_ssm"].available
+        assert by_name["mamba_ssm"].reason
+
+
+def test_a_backend_that_computes_wrongly_fails_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = pytorch_backend.selective_scan
+
+    def slightly_wrong(*arguments: Any) -> Any:
+        out, last = true(*arguments)
+        out[..., -1] += 0.01
+        return out, last
+
+    monkeypatch.setattr(pytorch_backend, "selective_scan", slightly_wrong)
+    assert main(["doctor"]) == 3
+    assert "pytorch on cpu       WRONG, do not use" in capsys.readouterr().out
+
+
+def test_a_backend_that_breaks_when_it_runs_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        message = "undefined symbol"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(pytorch_backend, "selective_scan", broken)
+    (check,) = [check for check in check_backends("cpu") if check.name == "pytorch"]
+    assert not check.available
+    assert "undefined symbol" in check.reason
+
+
+def test_the_doctor_lists_versions_and_devices_as_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert f"torch          {torch.__version__}" in text
+    assert "Devices    cpu" in text
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["machine"]["packages"]["numpy"] == np.__version__
+    assert report["estimate"] is None
+    assert {check["name"] for check in report["backends"]} >= {"pytorch", "triton"}
+
+
+def test_a_missing_package_fails_the_doctor_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "_PACKAGES", ("numpy", "no_such_package"))
+    assert main(["doctor"]) == 3
+    assert "MISSING: pip install no_such_package" in capsys.readouterr().out
+
+
+def test_memory_and_cores_are_plausible() -> None:
+    found = machine.look_around()
+    assert found.cores >= 1
+    assert 2**28 < found.memory_total_bytes < 2**50
+    assert 0 <= found.memory_free_bytes <= found.memory_total_bytes
+    assert found.processor
+
+
+def test_the_estimate_counts_tiles_and_is_of_the_right_size(tiny_bundle: Bundle) -> None:
+    predictor = Predictor(tiny_bundle, device="cpu", scan="pytorch", folds=[0])
+    # At 1.5 x 1 x 1 mm the grid has 32 x 16 x 24 voxels: 3 x 1 x 2 tiles of 16 that overlap by half.
+    geometry = Geometry((48, 16, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
+    need = estimate(predictor, geometry, 0.5)
+    assert need.working_shape == (32, 16, 24)
+    assert need.tiles == 6
+    assert need.seconds == pytest.approx(6 * need.seconds_per_tile)
+    assert 2**20 < need.memory_bytes < 2**36
+    tile = torch.zeros(1, 1, 16, 16, 16)
+    start = time.perf_counter()
+    predictor.ensemble.tile_probabilities(tile, False)
+    # Loose, as the computer may be busy: it is the order of magnitude that a person plans with.
+    assert 0.02 < need.seconds_per_tile / (time.perf_counter() - start) < 50
+
+
+def test_the_doctor_estimates_a_given_volume(
+    tmp_path: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    geometry = Geometry((16, 16, 16), (1.5, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
+    write_volume(np.random.default_rng(0).random(geometry.shape, dtype=np.float32), geometry, tmp_path / "i.nii.gz")
+    words = ["doctor", "--model", str(tiny_bundle.path), "--input", str(tmp_path / "i.nii.gz"), "--scan", "pytorch"]
+    assert main(words) == 0
+    assert "1 tiles at the model's spacing (16 x 16 x 16 voxels)" in capsys.readouterr().out
