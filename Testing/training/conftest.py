@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from MambaSegTraining.__main__ import main
 
 CASES, SHAPE = 6, (18, 22, 20)
 
@@ -72,10 +73,8 @@ def ball_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.float32), labels
 
 
-@pytest.fixture
-def ball_dataset(tmp_path: Path) -> Path:
+def make_ball_dataset(folder: Path) -> Path:
     """Three subjects with two cases each: s0_a, s0_b, s1_a, ..."""
-    folder = tmp_path / "Dataset900_Balls"
     for index in range(CASES):
         name = f"s{index // 2}_{'ab'[index % 2]}"
         image, labels = ball_case(index)
@@ -86,7 +85,37 @@ def ball_dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def ball_dataset(tmp_path: Path) -> Path:
+    return make_ball_dataset(tmp_path / "Dataset900_Balls")
+
+
+@pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "config.toml"
     path.write_text(CONFIG)
     return path
+
+
+def plan_run(folder: Path) -> Path:
+    """Make data set and configuration in a folder, and plan a run in its subfolder `run`."""
+    make_ball_dataset(folder / "Dataset900_Balls")
+    (folder / "config.toml").write_text(CONFIG)
+    arguments = ["plan", str(folder / "Dataset900_Balls"), str(folder / "run"), "--config", str(folder / "config.toml")]
+    assert main([*arguments, "--workers", "0"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def planned_run(tmp_path: Path) -> Path:
+    return plan_run(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def validated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All folds trained and measured; not to be changed."""
+    run = plan_run(tmp_path_factory.mktemp("validated"))
+    assert main(["preprocess", str(run), "--workers", "0"]) == 0
+    for fold in range(3):
+        assert main(["train", str(run), "--fold", str(fold), "--device", "cpu", "--workers", "0"]) == 0
+    assert main(["validate", str(run), "--device", "cpu"]) == 0
+    return run

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,16 +17,15 @@ from MambaSegTraining.batches import PatchBatches, stream_batches
 from MambaSegTraining.files import load_checkpoint, load_weights, save_checkpoint
 from MambaSegTraining.fold_training import DivergedError, FoldJob, patch_dice, train_fold
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
+from MambaSegTraining.settings import read_settings
 
 from MambaSegLib.errors import InputError
 
 
 @pytest.fixture
-def run(ball_dataset, config_file, tmp_path):
-    folder = tmp_path / "run"
-    assert main(["plan", str(ball_dataset), str(folder), "--config", str(config_file), "--workers", "0"]) == 0
-    assert main(["preprocess", str(folder), "--workers", "0"]) == 0
-    return RunFolder(folder)
+def run(planned_run):
+    assert main(["preprocess", str(planned_run), "--workers", "0"]) == 0
+    return RunFolder(planned_run)
 
 
 @pytest.fixture
@@ -165,3 +169,29 @@ def test_patch_dice_pools_all_batches(job):
     first, second = patch_dice(_Constant(1), batches, "cpu", "off")
     assert first == pytest.approx(2 * 3 / (8 + 3))
     assert second == 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing(job, config_file, tmp_path):
+    """SIGKILL at some moment after the first checkpoint; the command continues to the weights of an unbroken run."""
+    config_file.write_text(config_file.read_text().replace("epochs = 2", "epochs = 20"))
+    train_fold(replace(job, recipe=read_settings(config_file).recipe))
+    folder = job.run.fold(0)
+    unbroken = load_weights(folder / WEIGHTS_FILE)
+    folder.rename(tmp_path / "unbroken")
+
+    arguments = ["train", str(job.run.path), "--fold", "0", "--config", str(config_file), "--device", "cpu"]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "MambaSegTraining", *arguments, "--threads", "1"],
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'Training'}"},
+    )
+    while not (folder / CHECKPOINT_FILE).is_file():
+        assert process.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / WEIGHTS_FILE).exists()
+    assert main([*arguments, "--resume", "--workers", "0"]) == 0
+    resumed = load_weights(folder / WEIGHTS_FILE)
+    assert all(torch.equal(resumed[name], weights) for name, weights in unbroken.items())

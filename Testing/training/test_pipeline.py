@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from MambaSegTraining.__main__ import main
-from MambaSegTraining.export import export_bundle, save_working_bundle
-from MambaSegTraining.files import load_weights
+from MambaSegTraining.export import export_bundle
+from MambaSegTraining.files import load_checkpoint, load_weights
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.settings import read_settings
 
@@ -18,32 +19,16 @@ from MambaSegLib.predictor import Predictor
 from MambaSegLib.volume_io import read_channels, read_labels
 
 
-@pytest.fixture
-def planned(ball_dataset, config_file, tmp_path):
-    folder = tmp_path / "run"
-    assert main(["plan", str(ball_dataset), str(folder), "--config", str(config_file), "--workers", "0"]) == 0
-    return folder
-
-
-@pytest.fixture
-def trained(planned):
-    main(["preprocess", str(planned), "--workers", "0"])
-    for fold in range(3):
-        assert main(["train", str(planned), "--fold", str(fold), "--device", "cpu", "--workers", "0"]) == 0
-    return planned
-
-
-def test_from_data_set_to_bundle(trained, ball_dataset, tmp_path, capsys):
-    assert main(["validate", str(trained), "--device", "cpu"]) == 0
-    assert "out of fold | 6" in capsys.readouterr().out
-    summary = json.loads((trained / "validation" / "summary.json").read_text())
+def test_from_data_set_to_bundle(validated_run, tmp_path):
+    run, target = validated_run, tmp_path / "bundle"
+    assert "| out of fold | 6 |" in (run / "validation" / "summary.md").read_text()
+    summary = json.loads((run / "validation" / "summary.json").read_text())
     assert (
         summary["protocol"] == "out of fold, 3-fold cross-validation grouped by subject; folds: drawn with seed 12345"
     )
-    assert len((trained / "validation" / "scores.csv").read_text().splitlines()) == 1 + 6 * 2
+    assert len((run / "validation" / "scores.csv").read_text().splitlines()) == 1 + 6 * 2
 
-    target = tmp_path / "bundle"
-    assert main(["export", str(trained), str(target)]) == 0
+    assert main(["export", str(run), str(target)]) == 0
     bundle = load_bundle(target)
     assert bundle.fold_indices == (0, 1, 2)
     assert bundle.manifest.provenance.seeds == (12345, 12346, 12347)
@@ -51,7 +36,7 @@ def test_from_data_set_to_bundle(trained, ball_dataset, tmp_path, capsys):
     dice = next(metric for metric in bundle.manifest.metrics if (metric.name, metric.label) == ("DSC", "ball"))
     assert dice.n + dice.excluded == 6
 
-    _check_predictions_are_those_of_the_validation(bundle, trained, ball_dataset)
+    _check_predictions_are_those_of_the_validation(bundle, run, run.parent / "Dataset900_Balls")
 
 
 def _check_predictions_are_those_of_the_validation(bundle, run, dataset):
@@ -64,37 +49,39 @@ def _check_predictions_are_those_of_the_validation(bundle, run, dataset):
     assert predicted.geometry.is_close(stored.geometry)
 
 
-def test_the_average_of_the_weights_is_what_is_exported(trained, tmp_path):
-    run = RunFolder(trained)
-    bundle = save_working_bundle(run, 0, "final")
-    final, stored = load_weights(trained / "fold_0" / "weights.safetensors"), bundle.load_weights(0)
+def test_the_average_of_the_weights_is_what_is_exported(validated_run):
+    bundle = load_bundle(validated_run / "fold_0" / "bundle")
+    final, stored = load_weights(validated_run / "fold_0" / "weights.safetensors"), bundle.load_weights(0)
     assert all(np.array_equal(stored[name], weights) for name, weights in final.items())
-    from MambaSegTraining.files import load_checkpoint
-
-    checkpoint = load_checkpoint(trained / "fold_0" / "checkpoint.pt", "cpu")
+    checkpoint = load_checkpoint(validated_run / "fold_0" / "checkpoint.pt", "cpu")
     name = next(iter(final))
     assert np.array_equal(final[name], checkpoint["average"][f"module.{name}"])
     assert not np.array_equal(final[name], checkpoint["network"][name])
 
 
-def test_export_wants_validated_folds_and_a_stated_use(trained, config_file, tmp_path):
-    run, settings = RunFolder(trained), read_settings(config_file)
-    with pytest.raises(InputError, match="not validated"):
-        export_bundle(run, settings, tmp_path / "bundle")
-    main(["validate", str(trained), "--device", "cpu"])
+def test_export_wants_a_stated_use(validated_run, config_file, tmp_path):
     config_file.write_text(config_file.read_text().replace('intended_use = "Tests."', ""))
     with pytest.raises(BundleError, match="intended_use"):
-        export_bundle(run, read_settings(config_file), tmp_path / "bundle")
+        export_bundle(RunFolder(validated_run), read_settings(config_file), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_preprocessing_continues_and_notices_other_files(planned, ball_dataset, capsys):
-    main(["preprocess", str(planned), "--workers", "0"])
+def test_export_wants_every_trained_fold_to_be_validated(validated_run, config_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(validated_run, run)
+    shutil.rmtree(run / "fold_1" / "validation")
+    with pytest.raises(InputError, match=r"Fold 1 of .* is not validated"):
+        export_bundle(RunFolder(run), read_settings(config_file), tmp_path / "bundle")
+
+
+def test_preprocessing_continues_and_notices_other_files(planned_run, capsys):
+    main(["preprocess", str(planned_run), "--workers", "0"])
     assert "6 case(s) preprocessed" in capsys.readouterr().out
+    ball_dataset = planned_run.parent / "Dataset900_Balls"
     image = ball_dataset / "imagesTr" / "s0_a_0000.nii.gz"
-    (planned / "preprocessed" / "s1_a.json").unlink()
+    (planned_run / "preprocessed" / "s1_a.json").unlink()
     image.write_bytes((ball_dataset / "imagesTr" / "s2_a_0000.nii.gz").read_bytes())
-    main(["preprocess", str(planned), "--workers", "1"])
+    main(["preprocess", str(planned_run), "--workers", "1"])
     assert "2 case(s) preprocessed, 4 were up to date" in capsys.readouterr().out
 
 
@@ -109,8 +96,8 @@ def test_preprocessing_continues_and_notices_other_files(planned, ball_dataset, 
         (["train", "nowhere", "--fold", "0"], "does not exist"),
     ],
 )
-def test_mistakes_end_with_a_sentence_and_exit_code_2(planned, arguments, expected, capsys):
-    assert main([argument.format(run=planned) for argument in arguments]) == 2
+def test_mistakes_end_with_a_sentence_and_exit_code_2(planned_run, arguments, expected, capsys):
+    assert main([argument.format(run=planned_run) for argument in arguments]) == 2
     message = capsys.readouterr().err
     assert expected in message
     assert "Traceback" not in message

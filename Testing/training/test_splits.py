@@ -6,12 +6,15 @@ import json
 from collections import Counter
 
 import pytest
+from MambaSegTraining.dataset import read_dataset
+from MambaSegTraining.settings import DatasetSettings, Settings
 from MambaSegTraining.splits import (
     Fold,
     check_folds,
     make_folds,
     read_nnunet_splits,
     read_subjects,
+    splits_of,
     subjects_from_names,
 )
 
@@ -79,6 +82,20 @@ def test_nnunet_split_files_are_read_and_others_refused(tmp_path):
     path.write_text(json.dumps({"train": ["a"]}))
     with pytest.raises(InputError, match="not a list of folds"):
         read_nnunet_splits(path)
+
+
+def test_a_subject_table_beside_the_data_is_used_unasked(ball_dataset):
+    dataset = read_dataset(ball_dataset)
+    settings = Settings(dataset=DatasetSettings(folds=2))
+    assert splits_of(dataset, settings).grouped_by == "case"
+    rows = [f"{case.name},{case.name[-1]}" for case in dataset.cases]  # all a's are one subject, all b's another
+    (ball_dataset / "subjects.csv").write_text("\n".join(["case,subject", *rows]))
+    splits = splits_of(dataset, settings)
+    assert splits.grouped_by == "subject"
+    assert sorted(fold.val for fold in splits.folds) == [("s0_a", "s1_a", "s2_a"), ("s0_b", "s1_b", "s2_b")]
+    (ball_dataset / "subjects.csv").write_text("case,subject\ns0_a,1\n")
+    with pytest.raises(InputError, match="no subject for s0_b"):
+        splits_of(dataset, settings)
 
 
 @pytest.mark.shared_data

@@ -6,7 +6,8 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from MambaSegLib.errors import InputError, MambaSegError
@@ -37,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         added = steps.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
+
+    convert = step("convert", run_convert, "Bring a public data set, as downloaded, into nnU-Net v2's raw layout.")
+    convert.add_argument("kind", choices=("acdc", "braintumour", "msd", "synapse"), help="which data set")
+    convert.add_argument("source", type=Path, help="folder or archive of the download")
+    convert.add_argument("dataset", type=Path, help="folder to write")
+    convert.add_argument("--link", action="store_true", help="hard-link files that need no change")
 
     plan = step("plan", run_plan, "Check a data set, read its fingerprint, choose plan and folds.")
     plan.add_argument("dataset", type=Path, help="folder in nnU-Net v2's raw layout (dataset.json)")
@@ -80,6 +87,20 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads for computing on the CPU (default: PyTorch's choice)")
     parser.add_argument("--scan", default="auto", help="backend of the selective scan (default: %(default)s)")
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Step `convert`."""
+    from MambaSegTraining.converters import convert
+
+    done = convert(options.kind, options.source, options.dataset, link=options.link)
+    for notice in done.notices:
+        print(notice)
+    found = "was there already" if done.was_there else "written"
+    print(
+        f"{done.training_cases} cases of {done.subjects} subjects, {done.test_cases} test cases: {options.dataset} {found}"
+    )
+    return 0
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -154,7 +175,8 @@ def run_validate(options: argparse.Namespace) -> int:
     run = RunFolder(options.run_dir)
     device = _device(options)
     for fold in options.fold or run.trained_folds():
-        validate_fold(run, fold, device=device, scan=options.scan, weights=options.weights)
+        with _bar(f"Validating fold {fold}", len(run.read_fold(fold).val)) as advance:
+            validate_fold(run, fold, device=device, scan=options.scan, weights=options.weights, on_case=advance)
     print(summarize(run))
     return 0
 
@@ -209,19 +231,13 @@ def _describe(run: RunFolder, cases: int) -> str:
     )
 
 
-class _bar:  # noqa: N801 - reads as a function
-    """A progress bar; called with the name of each finished case."""
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar; yields what to call with the name of each finished case."""
+    from tqdm import tqdm
 
-    def __init__(self, title: str, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, desc=title, unit="case", disable=None)  # None: only on a terminal
-
-    def __enter__(self) -> Callable[[str], None]:
-        return lambda name: self._bar.update() and None
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
+    with tqdm(total=total, desc=title, unit="case", disable=None) as bar:  # None: only on a terminal
+        yield lambda name: bar.update() and None
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ class DatasetSettings:
     Attributes:
         name: Short name; "" takes the one in dataset.json.
         modality: Modality of all channels, "MR", "CT", ...; may be empty.
-        subjects_file: CSV in the data set's folder with the columns `case` and `subject`; "" where each case is a
-            subject of its own, or `subject_pattern` tells.
-        subject_pattern: Regular expression whose first group, found in a case's name, is its subject.
+        subjects_file: CSV in the data set's folder with the columns `case` and `subject`; "" takes subjects.csv where it
+            is there.
+        subject_pattern: Regular expression whose first group, found in a case's name, is its subject. Without it and
+            without a CSV, each case is a subject of its own.
         splits_file: JSON with the folds in the data set's folder, in nnU-Net's form; "" draws them.
         folds: How many to draw.
         license: License of the data, SPDX where there is one.

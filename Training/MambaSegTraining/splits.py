@@ -15,7 +15,9 @@ import numpy as np
 from MambaSegLib.errors import InputError
 from MambaSegLib.schema import to_json
 from MambaSegTraining.dataset import Dataset
-from MambaSegTraining.settings import Settings
+from MambaSegTraining.settings import DatasetSettings, Settings
+
+SUBJECTS_FILE = "subjects.csv"
 
 
 @dataclass(frozen=True)
@@ -177,17 +179,9 @@ def splits_of(dataset: Dataset, settings: Settings) -> Splits:
     """
     names = [case.name for case in dataset.cases]
     about = settings.dataset
-    subjects = {name: name for name in names}
-    if about.subjects_file:
-        listed = read_subjects(_existing(dataset.folder / about.subjects_file))
-        missing = sorted(set(names) - set(listed))
-        if missing:
-            msg = f"{about.subjects_file} names no subject for {_some(missing)}."
-            raise InputError(msg)
-        subjects = {name: listed[name] for name in names}
-    elif about.subject_pattern:
-        subjects = subjects_from_names(names, about.subject_pattern)
-    grouped_by = "subject" if about.subjects_file or about.subject_pattern else "case"
+    subjects = _known_subjects(dataset, about, names)
+    grouped_by = "subject" if subjects else "case"
+    subjects = subjects or {name: name for name in names}
     if about.splits_file:
         folds, source = read_nnunet_splits(_existing(dataset.folder / about.splits_file)), about.splits_file
     else:
@@ -195,6 +189,21 @@ def splits_of(dataset: Dataset, settings: Settings) -> Splits:
         folds, source = make_folds(subjects, about.folds, seed), f"drawn with seed {seed}"
     check_folds(folds, subjects)
     return Splits(folds, source, grouped_by, subjects)
+
+
+def _known_subjects(dataset: Dataset, about: DatasetSettings, names: Sequence[str]) -> dict[str, str]:
+    """Subject per case; empty where nothing tells."""
+    table = dataset.folder / (about.subjects_file or SUBJECTS_FILE)
+    if about.subject_pattern and not about.subjects_file:
+        return subjects_from_names(names, about.subject_pattern)
+    if not about.subjects_file and not table.is_file():
+        return {}
+    listed = read_subjects(_existing(table))
+    missing = sorted(set(names) - set(listed))
+    if missing:
+        msg = f"{table.name} names no subject for {_some(missing)}."
+        raise InputError(msg)
+    return {name: listed[name] for name in names}
 
 
 def _existing(path: Path) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from MambaSegLib.plan import Plan
 from MambaSegLib.predictor import Predictor
-from MambaSegLib.progress import Progress, ProgressCallback
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_channels, read_labels
 from MambaSegTraining.dataset import Case, read_dataset
@@ -52,7 +52,7 @@ def validate_fold(
     scan: str = "auto",
     weights: str = "final",
     mirroring: bool = False,
-    on_progress: ProgressCallback = lambda progress: None,
+    on_case: Callable[[str], None] = lambda name: None,
 ) -> FoldScores:
     """Predict and measure the validation cases of one fold.
 
@@ -65,7 +65,7 @@ def validate_fold(
         scan: See `MambaSegLib.Predictor`.
         weights: "final", or "best" for those with the highest smoothed patch Dice.
         mirroring: See `MambaSegLib.Predictor`.
-        on_progress: Called after every case.
+        on_case: Called with the name of each case that is measured.
 
     Raises:
         InputError: If there is no such fold or it is not trained.
@@ -78,11 +78,11 @@ def validate_fold(
     cases = [case for case in dataset.cases if case.name in names]
     folder.mkdir(parents=True, exist_ok=True)
     scores: list[LabelScore] = []
-    for done, case in enumerate(cases, start=1):
+    for case in cases:
         predicted = predict_case(predictor, case, bundle.manifest.plan)
         predicted.write(folder / f"{case.name}.nii.gz")
         scores.extend(score_case(predicted, read_labels(case.labels), case.name, fold, measured))
-        on_progress(Progress(f"Validating fold {fold}", done, len(cases)))
+        on_case(case.name)
     result = FoldScores(fold, weights, tuple(scores))
     write_json(folder / SCORES_FILE, result)
     return result
