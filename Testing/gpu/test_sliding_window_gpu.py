@@ -1,0 +1,72 @@
+"""The sliding window on a CUDA device: the CPU's probabilities, and a short memory that changes none of them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from MambaSegLib.memory_ladder import MemoryLadder, Placement, first_placement
+from MambaSegLib.sliding_window import Ensemble, predict_probabilities
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this computer"),
+]
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+class ConvNetwork(nn.Module):
+    deep_supervision = False
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(2, 3, 3, padding=1)
+
+    def forward(self, image):
+        return (self.conv(image),)
+
+
+class RunsOutOnCuda(ConvNetwork):
+    """Asks for more memory than any device has, until it is on the CPU."""
+
+    def forward(self, image):
+        if image.is_cuda:
+            torch.empty(2**50, dtype=torch.uint8, device=image.device)
+        return super().forward(image)
+
+
+def collect(network, placement):
+    image = np.random.default_rng(0).normal(size=(2, 40, 33, 50)).astype(np.float32)
+    ladder = MemoryLadder(placement)
+    ensemble = Ensemble((network,), 3, (16, 16, 16), mirror_axes=(0,))
+    slabs = predict_probabilities(ensemble, image, ladder, disagreement=True)
+    return np.concatenate([slab.probabilities.cpu().numpy() for slab in slabs]), ladder
+
+
+def test_cuda_gives_the_cpus_probabilities():
+    expected, _ = collect(ConvNetwork(), Placement(CPU, CPU))
+    found, _ = collect(ConvNetwork(), Placement(CUDA, CUDA, 4))
+    # The network's convolution runs in bfloat16 (8 bits): logits of a few units are off by up to 1 %.
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_sums_in_main_memory_are_the_sums_on_the_device():
+    on_device, _ = collect(ConvNetwork(), Placement(CUDA, CUDA))
+    in_main_memory, _ = collect(ConvNetwork(), Placement(CUDA, CPU))
+    np.testing.assert_allclose(in_main_memory, on_device, atol=1e-6)
+
+
+def test_the_ladder_ends_on_the_cpu_with_the_cpus_result():
+    expected, _ = collect(ConvNetwork(), Placement(CPU, CPU))
+    found, ladder = collect(RunsOutOnCuda(), Placement(CUDA, CUDA, 2))
+    assert ladder.placement == Placement(CPU, CPU, 1)
+    assert len(ladder.notices) == 3
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_sums_too_large_for_the_device_start_in_main_memory():
+    assert first_placement(CUDA, 1, 2**50).accumulator == CPU
+    assert first_placement(CUDA, 1, 2**20).accumulator == CUDA
