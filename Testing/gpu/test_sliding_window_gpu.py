@@ -43,7 +43,7 @@ def collect(network, placement):
     ladder = MemoryLadder(placement)
     ensemble = Ensemble((network,), 3, (16, 16, 16), mirror_axes=(0,))
     slabs = predict_probabilities(ensemble, image, ladder, disagreement=True)
-    return np.concatenate([slab.probabilities.cpu().numpy() for slab in slabs]), ladder
+    return np.concatenate([slab.probabilities.cpu().clone().numpy() for slab in slabs]), ladder
 
 
 def test_cuda_gives_the_cpus_probabilities():
