@@ -58,17 +58,19 @@ def segmentation_header(labels: Labels) -> bytes:
 def label_extents(array: Array) -> dict[int, tuple[int, ...]]:
     """First and last index along x, y, z of each value above 0 that occurs.
 
-    Found from which values occur in each plane, one axis at a time.
+    One pass over the planes finds where along z each value lies; y and x are then looked for in those planes only.
     """
-    extents: dict[int, list[int]] = {}
-    for axis in (2, 1, 0):
-        seen: dict[int, tuple[int, int]] = {}
-        for k in range(array.shape[axis]):
-            for value in np.flatnonzero(np.bincount(np.take(array, k, axis).ravel()))[:]:
-                seen[int(value)] = (seen.get(int(value), (k, k))[0], k)
-        for value, span in seen.items():
-            extents.setdefault(value, []).extend(span)
-    return {value: tuple(spans) for value, spans in extents.items() if value}
+    planes: dict[int, tuple[int, int]] = {}
+    for z, plane in enumerate(array):
+        for value in np.flatnonzero(np.bincount(plane.ravel())).tolist():
+            planes[value] = (planes.get(value, (z, z))[0], z)
+    extents: dict[int, tuple[int, ...]] = {}
+    for value, (first, last) in planes.items():
+        if value:
+            shadow = (array[first : last + 1] == value).any(axis=0)
+            y, x = (np.flatnonzero(shadow.any(axis=axis)) for axis in (1, 0))
+            extents[value] = (int(x[0]), int(x[-1]), int(y[0]), int(y[-1]), first, last)
+    return extents
 
 
 def _segment_tags(label: Label, tags: object) -> str:
