@@ -120,14 +120,17 @@ def _measure(labels: Labels, volume: Volume, names: Sequence[str], label: Label)
 
 def _intensities(name: str, image: Array, labels: Array, value: int) -> ChannelStatistics:
     """Two passes, slice by slice: exact also where the mean is large, and little memory also for a large structure."""
-    slices = [image[z][mask].astype(np.float64) for z, mask in _masks(labels, value)]
-    count = sum(part.size for part in slices)
+
+    def parts() -> Iterator[Array]:
+        return (image[z][mask].astype(np.float64) for z, mask in _masks(labels, value))
+
+    sums = np.array([(part.size, part.sum(), part.min(), part.max()) for part in parts()]).reshape(-1, 4)
+    count = sums[:, 0].sum()
     if count == 0:
         return ChannelStatistics(name, nan, nan, nan, nan)
-    mean = sum(float(part.sum()) for part in slices) / count
-    variance = sum(float(np.square(part - mean).sum()) for part in slices) / count
-    low, high = min(float(part.min()) for part in slices), max(float(part.max()) for part in slices)
-    return ChannelStatistics(name, mean, sqrt(variance), low, high)
+    mean = float(sums[:, 1].sum() / count)
+    variance = sum(float(np.square(part - mean).sum()) for part in parts()) / count
+    return ChannelStatistics(name, mean, sqrt(variance), float(sums[:, 2].min()), float(sums[:, 3].max()))
 
 
 def _masks(labels: Array, value: int) -> Iterator[tuple[int, Array]]:

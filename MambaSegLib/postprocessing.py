@@ -70,7 +70,8 @@ def to_labels(
         labels[part] = table[_most_probable(chunk.probabilities).cpu().numpy()]
         if result.uncertainty is not None:
             undo.view(result.uncertainty)[part] = entropy(chunk.probabilities).cpu().numpy()
-        if result.disagreement is not None and chunk.disagreement is not None:
+        if result.disagreement is not None:
+            assert chunk.disagreement is not None, "the slabs were made without the disagreement asked for"
             undo.view(result.disagreement)[part] = chunk.disagreement.cpu().numpy()
     for value in plan.keep_largest:
         keep_largest_component(labels, value)

@@ -138,15 +138,15 @@ class Ensemble:
             logits: Tensor = network(tiles)[0]
         expected = (len(tiles), self.classes, *self.patch_size)
         if tuple(logits.shape) != expected:
-            msg = f"network {fold} returned logits of shape {tuple(logits.shape)} instead of {expected}"
+            msg = f"network {fold + 1} returned logits of shape {tuple(logits.shape)} instead of {expected}"
             raise InputError(msg)
         logits = logits.float()
         # One not finite value makes the sum so; no mask of the tile's size is needed.
         if not bool(torch.isfinite(logits.sum())):
             msg = (
-                f"network {fold} of the ensemble computed values that are not finite numbers on {tiles.device}. No "
-                "result is better than a wrong one: try another scan backend or device; if it stays, the weights are "
-                "damaged."
+                f"network {fold + 1} of {len(self.networks)} computed values that are not finite numbers (NaN or infinity) "
+                f"on {tiles.device}, so there is no result. Try another scan backend or device; if it stays, the weights "
+                "are damaged."
             )
             raise EnvironmentProblemError(msg)
         return logits
@@ -206,7 +206,9 @@ def predict_probabilities(
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy over axis 1 as a fraction of its largest value, log K: 0 sure, 1 all classes equally likely."""
-    total: Tensor = torch.special.entr(probabilities).sum(dim=1)
+    total = torch.zeros_like(probabilities[:, 0])
+    for one in probabilities.unbind(dim=1):  # class by class: the terms of all classes would double the memory
+        total += torch.special.entr(one)
     return total.div_(log(probabilities.shape[1]))
 
 

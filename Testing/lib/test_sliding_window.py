@@ -238,7 +238,7 @@ class NotANumber(ConvNetwork):
 
 def test_a_nan_is_an_error_and_not_background():
     ensemble = Ensemble((ConvNetwork(), NotANumber()), 3, (8, 8, 8))
-    with pytest.raises(EnvironmentProblemError, match=r"network 1 .*not finite"):
+    with pytest.raises(EnvironmentProblemError, match=r"network 2 of 2 .*not finite"):
         collect(ensemble, noise((2, 8, 8, 8)))
 
 
