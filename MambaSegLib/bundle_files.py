@@ -6,11 +6,13 @@ and an archive with anything that has no business in a model (a path that climbs
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +26,8 @@ MAX_TOTAL_BYTES = 16 * 1024 * MIB
 MAX_RATIO = 100
 """Weights hardly compress and text compresses about tenfold; a thousandfold is an archive made to fill a disk."""
 _RATIO_MATTERS_BYTES = MIB
+_MAX_DIRECTORY_BYTES = MIB
+_END_SEARCHED_BYTES = 2**16 + 22 + 76
 _WRITTEN_BY_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _FILE_LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"bundle\.json"), 4 * MIB),
@@ -105,14 +109,10 @@ class ZipFiles:
     def __init__(self, path: Path) -> None:
         """List the archive; raises BundleError if it holds what it may not hold."""
         self.path = path
-        try:
+        with _refuse_damage(f"{path.name} is not a .zip archive that can be read"):
+            _check_directory_size(path)
             with zipfile.ZipFile(path) as archive:
                 self._entries = _checked_entries(path, archive.infolist())
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            if isinstance(error, BundleError):
-                raise
-            message = f"{path.name} is not a .zip archive that can be read: {error}."
-            raise BundleError(message) from None
         self._sizes = {name: entry.file_size for name, entry in self._entries.items()}
         _check_sizes(path, self._sizes)
 
@@ -127,12 +127,47 @@ class ZipFiles:
     def read(self, name: str) -> bytes:
         """Whole content of a file."""
         expected = self.size(name)
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self._entries[name]) as stream:
-                return _exactly(stream.read(expected + 1), expected, name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            message = f"{name} in {self.path.name} is damaged: {error}. Download the model again."
-            raise BundleError(message) from None
+        with (
+            _refuse_damage(f"{name} in {self.path.name} is damaged"),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self._entries[name]) as stream,
+        ):
+            return _exactly(stream.read(expected + 1), expected, name)
+
+
+@contextlib.contextmanager
+def _refuse_damage(what: str) -> Iterator[None]:
+    """Turn what `zipfile` raises on damaged bytes into a message; found by damaging archives at random."""
+    try:
+        yield
+    except (BundleError, FileNotFoundError, PermissionError):
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, LookupError) as error:
+        message = f"{what}: {error}. Download the model again."
+        raise BundleError(message) from None
+    except (OSError, OverflowError) as error:  # a position before the start or far beyond the end of the file
+        message = f"{what}: {error}. Download the model again."
+        raise BundleError(message) from None
+
+
+def _check_directory_size(path: Path) -> None:
+    """Refuse an archive whose directory would fill the memory: `zipfile` reads it whole before anything can be counted.
+
+    Finds the end record as `zipfile` does: at the very end, or before a comment; a zip64 record lies just before it.
+    """
+    with path.open("rb") as stream:
+        length = stream.seek(0, 2)
+        stream.seek(max(0, length - _END_SEARCHED_BYTES))
+        tail = stream.read()
+    at = len(tail) - 22
+    if tail[at : at + 4] != b"PK\5\6" or tail[-2:] != b"\0\0":
+        at = tail.rfind(b"PK\5\6")
+    size = int.from_bytes(tail[at + 12 : at + 16], "little")
+    if at >= 76 and tail[at - 76 : at - 72] == b"PK\6\6":
+        size = int.from_bytes(tail[at - 36 : at - 28], "little")
+    if at >= 0 and size > _MAX_DIRECTORY_BYTES:
+        message = f"{path.name} holds far more files than a model. It is refused."
+        raise BundleError(message)
 
 
 def _folder_names(path: Path) -> list[str]:
@@ -183,7 +218,7 @@ def _check_entry(path: Path, info: zipfile.ZipInfo) -> None:
     # `orig_filename` is what the archive says; `filename` is already adapted to this system (backslashes, null bytes).
     shown = info.orig_filename[:100].encode("unicode_escape").decode("ascii")
     parts = info.orig_filename.removesuffix("/").split("/")
-    if "\\" in info.orig_filename or ":" in info.orig_filename or any(part in ("", ".", "..") for part in parts):
+    if set("\0\\:") & set(info.orig_filename) or {"", ".", ".."} & set(parts):
         message = f'{path.name} holds an unsafe path, "{shown}". It is refused.'
         raise BundleError(message)
     kind = stat.S_IFMT(info.external_attr >> 16)

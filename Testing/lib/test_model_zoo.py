@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from MambaSegLib import model_zoo
@@ -174,6 +175,35 @@ def test_an_archive_of_countless_files_is_refused(tmp_path: Path, models_dir: Pa
             target.writestr(f"figures/{index}.png", b"")
     with pytest.raises(BundleError, match="more than 200 files"):
         install_model(tmp_path / "many.zip", models_dir=models_dir)
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_an_archive_whose_directory_would_fill_the_memory_is_refused(
+    tmp_path: Path, models_dir: Path, zip64: bool
+) -> None:
+    small, huge = (2 * 1024**2).to_bytes(4, "little"), (2**40).to_bytes(8, "little")
+    extended = b"PK\6\6" + bytes(36) + huge + bytes(8) + b"PK\6\7" + bytes(16)
+    end = b"PK\5\6" + bytes(8) + (bytes(4) if zip64 else small) + bytes(6)
+    (tmp_path / "m.zip").write_bytes(bytes(100) + (extended if zip64 else b"") + end)
+    with pytest.raises(BundleError, match="far more files than a model"):
+        install_model(tmp_path / "m.zip", models_dir=models_dir)
+
+
+def test_archives_damaged_at_random_are_refused_or_unharmed(archive: Path, models_dir: Path) -> None:
+    content = archive.read_bytes()
+    directory = content.find(b"PK\x01\x02")
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(content)
+        for _ in range(random.integers(1, 9)):
+            damaged[random.integers(directory, len(content))] = random.choice([0, 1, 46, 47, 255])
+        archive.write_bytes(damaged)
+        try:
+            install_model(archive, models_dir=models_dir, force=True)
+        except BundleError:
+            refused += 1
+    assert 30 < refused < 100
 
 
 def test_an_archive_that_lies_about_its_sizes_is_refused(archive: Path, models_dir: Path) -> None:
