@@ -94,8 +94,33 @@ def test_training_is_not_started_over_a_checkpoint_unless_asked(job):
 def test_a_checkpoint_of_another_recipe_is_not_continued(job):
     train_fold(_stopped_after(job, 1))
     other = replace(job, resume=True, recipe=replace(job.recipe, learning_rate=1e-4))
-    with pytest.raises(InputError, match="another plan, recipe or other folds"):
+    with pytest.raises(InputError, match=r"another recipe: learning_rate \(0.01 then, 0.0001 now\)"):
         train_fold(other)
+
+
+def test_a_checkpoint_of_another_plan_is_not_continued(job):
+    train_fold(_stopped_after(job, 1))
+    path = job.run.plan_file
+    path.write_text(path.read_text().replace('"name": "ball"', '"name": "sphere"'))
+    with pytest.raises(InputError, match="another plan"):
+        train_fold(replace(job, resume=True))
+
+
+def test_cases_that_are_missing_or_stale_in_the_store_are_named_before_training(job):
+    (job.run.store / "s1_a.json").unlink()
+    with pytest.raises(InputError, match=r"s1_a\. Run: mambaseg-train preprocess"):
+        train_fold(job)
+    main(["preprocess", str(job.run.path), "--workers", "0"])
+    label_map = job.run.path.parent / "Dataset900_Balls" / "labelsTr" / "s2_b.nii.gz"
+    label_map.write_bytes(label_map.read_bytes())
+    with pytest.raises(InputError, match="s2_b"):
+        train_fold(job)
+
+
+def test_training_leaves_pytorchs_settings_as_they_were(job):
+    assert not torch.are_deterministic_algorithms_enabled()
+    train_fold(_stopped_after(job, 1))
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_damaged_checkpoint_is_named(job):

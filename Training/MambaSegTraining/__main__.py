@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from MambaSegLib.errors import InputError, MambaSegError
+from MambaSegLib.progress import Progress, ProgressCallback
 from MambaSegTraining.files import write_json
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.settings import Settings, read_settings
@@ -161,7 +162,9 @@ def run_train(options: argparse.Namespace) -> int:
         workers=options.workers,
         should_stop=lambda: bool(stopped),
     )
-    if train_fold(job):
+    with _step_bar(f"Fold {options.fold}", recipe.iterations) as note:
+        finished = train_fold(job, note)
+    if finished:
         print(f"Fold {options.fold} is trained: {run.require_weights(options.fold)}")
         return 0
     print(f"Stopped; continue with: mambaseg-train train {run.path} --fold {options.fold} --resume")
@@ -238,6 +241,20 @@ def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
     with tqdm(total=total, desc=title, unit="case", disable=None) as bar:  # None: only on a terminal
         yield lambda name: bar.update() and None
+
+
+@contextmanager
+def _step_bar(title: str, total: int) -> Iterator[ProgressCallback]:
+    """A progress bar below the lines of the log; yields what to call with the progress."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    with logging_redirect_tqdm(), tqdm(total=total, desc=title, unit="step", disable=None) as bar:
+
+        def note(progress: Progress) -> None:
+            bar.update(progress.done - bar.n)
+
+        yield note
 
 
 if __name__ == "__main__":

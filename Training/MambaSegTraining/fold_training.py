@@ -8,8 +8,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from MambaSegLib.schema import to_json
 from MambaSegTraining.batches import Batch, PatchBatches, stream_batches
 from MambaSegTraining.files import load_checkpoint, read_json, save_checkpoint, save_weights, write_json
 from MambaSegTraining.losses import deep_supervision_loss
+from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, RECIPE_FILE, WEIGHTS_FILE, RunFolder
@@ -92,11 +93,18 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
         InputError: If the run lacks a step before, or there is a checkpoint already and `resume` is not set.
         DivergedError: If the loss is not finite.
     """
+    with deterministic_algorithms(job.recipe.deterministic):
+        return _train_fold(job, on_progress)
+
+
+def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     folder = job.run.fold(job.fold)
     plan, fold = job.run.read_plan(), job.run.read_fold(job.fold)
-    identity = _identity(job, plan, fold)
+    check_store(job.run, (*fold.train, *fold.val))
+    identity = _identity(job, fold)
     state = _begin(job, plan)
     if _resumes(job):
+        _check_recipe(job)
         state.restore(load_checkpoint(folder / CHECKPOINT_FILE, job.device), identity)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECIPE_FILE, job.recipe)
@@ -106,7 +114,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
     epochs = TrainingLog(folder, [label.name for label in plan.labels], state.iteration // per_epoch)
     clock = _Clock(job.max_minutes, state.iteration, recipe.iterations)
     patches = PatchBatches(job.run.store, fold.train, plan, recipe, job.seed)
-    checks = list(_validation_batches(job, plan, fold))
+    checks = _validation_batches(job, plan, fold)
     for batch in clock.waiting_for(stream_batches(patches, range(state.iteration, recipe.iterations), job.workers)):
         _train_step(state, batch, job)
         on_progress(clock.progress(state.iteration))
@@ -127,7 +135,6 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
 
 
 def _begin(job: FoldJob, plan: Plan) -> TrainingState:
-    torch.use_deterministic_algorithms(job.recipe.deterministic)
     torch.manual_seed(job.seed)
     network = create_network(plan.network)
     set_scan_backend(network, job.scan)
@@ -210,10 +217,10 @@ def _overlaps(prediction: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.tensor([[float((p & g).sum()), float(p.sum()), float(g.sum())] for p, g in structures]).T
 
 
-def _validation_batches(job: FoldJob, plan: Plan, fold: Fold) -> Iterator[Batch]:
+def _validation_batches(job: FoldJob, plan: Plan, fold: Fold) -> list[Batch]:
     """The same patches after every epoch, so that the values can be compared."""
     patches = PatchBatches(job.run.store, fold.val, plan, job.recipe, job.seed, validation=True)
-    return islice((patches[number] for number in range(job.recipe.validation_batches)), None)
+    return [patches[number] for number in range(job.recipe.validation_batches)]
 
 
 def _note_environment(job: FoldJob) -> None:
@@ -231,9 +238,32 @@ def _resumes(job: FoldJob) -> bool:
     return path.is_file()
 
 
-def _identity(job: FoldJob, plan: Plan, fold: Fold) -> str:
-    parts = [to_json(plan), to_json(job.recipe), to_json(fold), job.seed]
+def _check_recipe(job: FoldJob) -> None:
+    before = read_json(Recipe, job.run.fold(job.fold) / RECIPE_FILE)
+    changed = [name for name in Recipe.__dataclass_fields__ if getattr(before, name) != getattr(job.recipe, name)]
+    if changed:
+        listed = ", ".join(
+            f"{name} ({getattr(before, name)} then, {getattr(job.recipe, name)} now)" for name in changed
+        )
+        msg = f"Fold {job.fold} was begun with another recipe: {listed}. Restore it to continue, or delete the fold's folder."
+        raise InputError(msg)
+
+
+def _identity(job: FoldJob, fold: Fold) -> str:
+    """Hash of what the training depends on, the recipe left out: `_check_recipe` says more about it."""
+    parts = [job.run.plan_file.read_text(encoding="utf-8"), to_json(fold), job.seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Let PyTorch use deterministic algorithms only, for a while."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @torch.no_grad()

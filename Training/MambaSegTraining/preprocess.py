@@ -10,11 +10,15 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Plan
 from MambaSegLib.preprocessing import preprocess_with_labels
 from MambaSegLib.schema import to_json
 from MambaSegLib.volume_io import read_channels, read_labels
-from MambaSegTraining.dataset import Case
+from MambaSegTraining.dataset import Case, read_dataset
+from MambaSegTraining.files import read_json
+from MambaSegTraining.fingerprint import DatasetFingerprint
+from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.store import is_stored, store_case
 
 STORE_VERSION = 1
@@ -69,3 +73,24 @@ def case_key(case: Case, plan: Plan) -> str:
     values = [label.value for label in plan.labels]
     text = json.dumps([STORE_VERSION, relevant, values, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_store(run: RunFolder, names: Sequence[str]) -> None:
+    """Refuse to train on cases that are missing in the store, or were made with another plan or from other files.
+
+    Whether files changed is not asked where the data set itself is out of reach, as on a cluster's compute node.
+
+    Raises:
+        InputError: Naming the cases.
+    """
+    folder = Path(read_json(DatasetFingerprint, run.fingerprint_file).folder)
+    if folder.is_dir():
+        plan, wanted = run.read_plan(), set(names)
+        cases = [case for case in read_dataset(folder).cases if case.name in wanted]
+        unusable = [case.name for case in cases if not is_stored(run.store, case.name, case_key(case, plan))]
+    else:
+        unusable = [name for name in names if not is_stored(run.store, name)]
+    if unusable:
+        listed = ", ".join(unusable[:8]) + (f" and {len(unusable) - 8} more" if len(unusable) > 8 else "")
+        msg = f"Not preprocessed, or with other settings or files: {listed}. Run: mambaseg-train preprocess {run.path}"
+        raise InputError(msg)

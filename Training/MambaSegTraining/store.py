@@ -48,10 +48,10 @@ class StoredCase:
     points: dict[int, Array]
 
 
-def is_stored(folder: Path, name: str, key: str) -> bool:
-    """Whether this case is there, finished, and made from the same plan and source files."""
+def is_stored(folder: Path, name: str, key: str | None = None) -> bool:
+    """Whether this case is there, finished, and, if a key is given, made from the same plan and source files."""
     record = _record_path(folder, name)
-    return record.is_file() and read_json(StoredCaseRecord, record).key == key
+    return record.is_file() and key in (None, read_json(StoredCaseRecord, record).key)
 
 
 def store_case(folder: Path, name: str, key: str, image: Array, labels: Array) -> None:

@@ -67,7 +67,7 @@ class TrainingState:
         """What a checkpoint holds.
 
         Args:
-            identity: What the training depends on (plan, recipe, folds) as one hash; `restore` compares it.
+            identity: What the training depends on (plan, folds, seed) as one hash; `restore` compares it.
         """
         return {
             "identity": identity,
@@ -84,12 +84,12 @@ class TrainingState:
         """Continue from a checkpoint.
 
         Raises:
-            InputError: If it belongs to another plan, recipe or fold.
+            InputError: If it belongs to another plan, fold or seed.
         """
         if content["identity"] != identity:
             msg = (
-                "The checkpoint was made with another plan, recipe or other folds. "
-                "Restore those settings to continue it, or start anew without --resume."
+                "The checkpoint was made with another plan, other folds or another seed. "
+                "Restore them to continue it, or delete the fold's folder to start anew."
             )
             raise InputError(msg)
         self.network.load_state_dict(content["network"])
