@@ -15,6 +15,8 @@ from MambaSegTraining.metrics.scores import LabelScore
 from MambaSegTraining.metrics.summary import MEAN, bootstrap_interval, values_by_case
 
 SIGNIFICANCE = 0.05
+SMALLEST_P = 1e-4
+"""Below it, digits of a p-value only pretend precision."""
 TESTED_METRICS = (DSC, NSD, HD95)
 
 
@@ -146,8 +148,19 @@ def verdict(test: PairedComparison, metric: MetricDefinition) -> str:
     if test.subjects < 6:  # 2 / 2^5 = 0.06: even five equal signs prove nothing
         return f"Only {test.subjects} patients: too few to tell a difference of {size} from noise."
     if test.p_holm >= SIGNIFICANCE:
-        return f"The difference of {size} is within the noise between patients (p = {test.p_holm:.2g})."
-    first_is_higher = test.effect > 0
-    better = test.first if first_is_higher == (metric.better == "higher") else test.second
-    chance = f"p = {test.p_holm:.2g}" if test.p_holm >= 1e-4 else "p < 0.0001"
+        return f"The difference of {size} is within the noise between patients (p = {p_text(test.p_holm)})."
+    higher_is_better = metric.better == "higher"
+    better = test.first if (test.effect > 0) == higher_is_better else test.second
+    chance = f"p {p_text(test.p_holm)}" if test.p_holm < SMALLEST_P else f"p = {p_text(test.p_holm)}"
+    if test.effect * test.difference < 0:
+        other = test.second if better == test.first else test.first
+        return (
+            f"{better} is better for most patients, which is unlikely to be noise ({chance}); a few patients with large "
+            f"errors make {other} better by {size} on average. Look at the worst cases."
+        )
     return f"{better} is better, by {size} on average; a difference this consistent is unlikely to be noise ({chance})."
+
+
+def p_text(p_value: float) -> str:
+    """A p-value with the digits that mean something."""
+    return f"< {SMALLEST_P:.4f}" if p_value < SMALLEST_P else f"{p_value:.2g}"
