@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from MambaSegLib.errors import BundleError
+from MambaSegLib.errors import BundleError, InputError
 from MambaSegLib.networks import create_network
 
 if TYPE_CHECKING:
@@ -31,16 +31,27 @@ def network_with_weights(plan: NetworkPlan, weights: Mapping[str, Tensor], name:
     import torch
 
     with torch.device("meta"):
-        network = create_network(plan)
+        network = _build(plan, name)
     _check_agreement({key: value.shape for key, value in network.state_dict().items()}, weights, name)
     network.load_state_dict(dict(weights), strict=True, assign=True)
     unfilled = [key for key, value in network.named_buffers() if value.is_meta]
     if unfilled:  # buffers that are computed, not stored: let the builder compute them
-        network = create_network(plan)
+        network = _build(plan, name)
         network.load_state_dict(dict(weights), strict=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network
+
+
+def _build(plan: NetworkPlan, name: str) -> SegmentationNetwork:
+    try:
+        return create_network(plan)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        # A builder may rely on what training always writes; a file from elsewhere may hold anything.
+        message = f"The network that bundle.json of {name} describes cannot be built: {error}."
+        raise BundleError(message) from error
 
 
 def _check_agreement(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], name: str) -> None:

@@ -300,6 +300,16 @@ def test_an_option_its_network_does_not_know_is_refused_when_the_network_is_buil
         load_bundle(tiny_bundle.path).load_network(0)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [(("options", "scan_orders"), [1, 2]), (("options", "mamba_stages"), [99]), (("stages",), [])],
+)
+def test_a_network_that_cannot_be_built_is_refused(tiny_bundle: Bundle, keys: tuple[str, ...], value: Any) -> None:
+    edit(tiny_bundle.path, set_at(*NETWORK, *keys, value=value))
+    with pytest.raises(InputError):
+        load_bundle(tiny_bundle.path).load_network(0)
+
+
 def test_a_network_is_loaded_with_its_weights(tiny_bundle: Bundle) -> None:
     network = tiny_bundle.load_network(1)
     torch.manual_seed(1)
