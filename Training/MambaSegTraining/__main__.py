@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--config", type=Path, help="take name, use, limits and licenses from this TOML file")
     export.add_argument("--half", action="store_true", help="store weights in half precision")
     export.add_argument("--force", action="store_true", help="replace a bundle that is already there")
+    from MambaSegTraining.commands.check import add_check
+    from MambaSegTraining.commands.cross_validate import add_cross_validate
+
+    add_check(step)
+    add_cross_validate(step)
     return parser
 
 

@@ -1,0 +1,217 @@
+"""Folds fan out into real processes; what is done stays done, and one failure takes no other fold with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from MambaSegTraining import cross_validation
+from MambaSegTraining.cross_validation import (
+    FoldOutcome,
+    FoldTask,
+    FoldWork,
+    JobSettings,
+    all_tasks,
+    cross_validate,
+    outcome_table,
+)
+from MambaSegTraining.files import write_json
+from MambaSegTraining.run_folder import WEIGHTS_FILE, RunFolder
+from MambaSegTraining.splits import Fold, Splits
+
+from MambaSegLib.errors import EnvironmentProblemError, InputError
+
+submitit = pytest.importorskip("submitit")
+ROOT = Path(__file__).resolve().parents[2]
+
+STEP = '''
+import sys, time
+from pathlib import Path
+
+def step(words):
+    """Stands for the long work of a step: leaves its trace, and fails for fold 1."""
+    name, run, fold = words[0], Path(words[1]), words[3]
+    folder = run / f"fold_{fold}"
+    folder.mkdir(exist_ok=True)
+    with (folder / "steps.txt").open("a") as log:
+        log.write(" ".join(words) + "\\n")
+    if name == "train":
+        if fold == "1" and not (run / "repaired").exists():
+            raise RuntimeError("the loss is no number")
+        (folder / "weights.safetensors").write_text("weights")
+    else:
+        (folder / "validation").mkdir(exist_ok=True)
+        (folder / "validation" / "scores.json").write_text("{}")
+    return 0
+'''
+
+
+@pytest.fixture
+def step_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FoldWork:
+    """Work that other processes can import."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "quick_step.py").write_text(STEP)
+    paths = [str(tmp_path / "code"), str(ROOT), str(ROOT / "Training")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.syspath_prepend(paths[0])
+    monkeypatch.setattr(cross_validation, "POLL_S", 0.05)
+    from quick_step import step
+
+    return FoldWork(step)
+
+
+def make_run(path: Path, folds: int = 3) -> Path:
+    path.mkdir()
+    parts = tuple(Fold(("a",), (f"b{k}",)) for k in range(folds))
+    write_json(RunFolder(path).splits_file, Splits(parts, "by hand", "case", {"a": "a"}))
+    return path
+
+
+def test_one_failed_fold_leaves_the_others_and_a_second_call_finishes_it(tmp_path: Path, step_work: FoldWork) -> None:
+    run = make_run(tmp_path / "run")
+    tasks = all_tasks([run])
+    settings = JobSettings(parallel=3)
+    first = cross_validate(tasks, settings, tmp_path / "jobs", work=step_work)
+    assert [outcome.status for outcome in first] == ["done", "failed", "done"]
+    assert first[1].reason == "RuntimeError: the loss is no number"
+    assert "the loss is no number" in Path(first[1].log).read_text()
+    (run / "repaired").touch()
+    second = cross_validate(tasks, settings, tmp_path / "jobs", work=step_work)
+    assert [outcome.status for outcome in second] == ["was done", "done", "was done"]
+    assert (run / "fold_0" / "steps.txt").read_text().count("train") == 1
+    assert "1 done, 2 was done" in outcome_table(second)
+
+
+def test_a_trained_fold_is_only_validated_and_each_place_has_its_device(tmp_path: Path, step_work: FoldWork) -> None:
+    run = make_run(tmp_path / "run", 1)
+    (run / "fold_0").mkdir()
+    (run / "fold_0" / WEIGHTS_FILE).write_text("weights")
+    settings = JobSettings(devices=("cuda:3",))
+    outcomes = cross_validate(all_tasks([run]), settings, tmp_path / "jobs", work=step_work)
+    assert outcomes[0].status == "done"
+    assert (run / "fold_0" / "steps.txt").read_text() == f"validate {run} --fold 0 --device cuda:3\n"
+
+
+def test_weights_newer_than_their_validation_are_not_done(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    scores = run / "fold_0" / "validation" / "scores.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+    weights = run / "fold_0" / WEIGHTS_FILE
+    weights.write_text("weights")
+    task = all_tasks([run])[0]
+    now = time.time()
+    os.utime(scores, (now, now))
+    os.utime(weights, (now + 5, now + 5))
+    assert not task.is_done
+    os.utime(weights, (now - 5, now - 5))
+    assert task.is_done
+
+
+def test_several_runs_give_every_fold_of_each(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "one", 2), make_run(tmp_path / "other", 3)]
+    assert [(task.run.name, task.fold) for task in all_tasks(runs)] == [
+        ("one", 0), ("one", 1), ("other", 0), ("other", 1), ("other", 2),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="has the folds 0 to 1, not 2"):
+        all_tasks(runs, folds=(2,))
+
+
+def test_without_slurm_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentProblemError, match="--executor local"):
+        cross_validate(all_tasks([make_run(tmp_path / "run")]), JobSettings("slurm"), tmp_path / "jobs")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for SLURM's programs: sbatch keeps what it is given, sacct says that every job waits."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    programs = {
+        "srun": "import sys",
+        "sbatch": (
+            "import shutil, sys\n"
+            f"shutil.copy(sys.argv[-1], {str(tmp_path / 'submitted.sh')!r})\n"
+            f"open({str(tmp_path / 'calls.txt')!r}, 'a').write('sbatch\\n')\n"
+            "print('Submitted batch job 77')"
+        ),
+        "sacct": "print('JobID|State|NodeList')\n" + "".join(f"print('77_{k}|PENDING|')\n" for k in range(3)),
+    }
+    for name, body in programs.items():
+        path = folder / name
+        path.write_text(f"#!{sys.executable}\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_slurm_gets_one_array_with_the_asked_resources(cluster: Path) -> None:
+    tasks = all_tasks([make_run(cluster / "run")])
+    settings = JobSettings(
+        "slurm", parallel=2, minutes=90, cpus=6, memory_gb=48, gpus=1, partition="gpu", account="heart"
+    )
+    outcomes = cross_validate(tasks, settings, cluster / "jobs")
+    script = (cluster / "submitted.sh").read_text()
+    wanted = {
+        "array": "0-2%2", "time": "90", "cpus-per-task": "6", "mem": "48GB", "gpus-per-node": "1", "partition": "gpu",
+        "account": "heart", "nodes": "1", "ntasks-per-node": "1", "job-name": "mambaseg",
+    }  # fmt: skip
+    lines = dict(
+        line[len("#SBATCH --") :].split("=", 1)
+        for line in script.splitlines()
+        if line.startswith("#SBATCH --") and "=" in line
+    )
+    assert {name: lines.get(name) for name in wanted} == wanted
+    assert "--signal=USR2" in script  # a warning before the time limit, so that the fold is queued again
+    assert [outcome.status for outcome in outcomes] == ["submitted"] * 3
+
+
+def test_folds_that_wait_on_the_cluster_are_not_submitted_twice(cluster: Path) -> None:
+    tasks = all_tasks([make_run(cluster / "run")])
+    cross_validate(tasks, JobSettings("slurm"), cluster / "jobs")
+    again = cross_validate(tasks, JobSettings("slurm"), cluster / "jobs")
+    assert [outcome.status for outcome in again] == ["running"] * 3
+    assert (cluster / "calls.txt").read_text() == "sbatch\n"
+    assert len(json.loads((cluster / "jobs" / "submitted.json").read_text())["jobs"]) == 3
+
+
+def test_a_job_that_slurm_is_about_to_end_is_queued_again_with_the_same_fold() -> None:
+    task = FoldTask(Path("/runs/one"), 3)
+    delayed = FoldWork().checkpoint(task)
+    assert delayed.args == (task,)
+    assert isinstance(delayed.function, FoldWork)
+
+
+def test_the_table_tells_the_reason_of_a_failure() -> None:
+    table = outcome_table([FoldOutcome(Path("/runs/one"), 0, "failed", 1.5, "DivergedError: no number", "/log")])
+    assert table.splitlines()[1:] == [
+        "one     0  failed         1.5",
+        "           DivergedError: no number",
+        "           log: /log",
+        "1 failed",
+    ]
+
+
+@pytest.mark.slow
+def test_two_real_folds_are_trained_and_validated_in_their_own_processes(
+    ball_dataset: Path, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from MambaSegTraining.__main__ import main
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "Training")]))
+    run = tmp_path / "run"
+    assert main(["plan", str(ball_dataset), str(run), "--config", str(config_file), "--workers", "0"]) == 0
+    assert main(["preprocess", str(run), "--workers", "0"]) == 0
+    tasks = all_tasks(
+        [run], (0, 1), arguments=("--device", "cpu", "--threads", "1"), train_arguments=("--workers", "0")
+    )
+    outcomes = cross_validate(tasks, JobSettings(parallel=2), tmp_path / "jobs")
+    assert [(outcome.status, outcome.reason) for outcome in outcomes] == [("done", ""), ("done", "")]
+    assert RunFolder(run).trained_folds() == (0, 1)
+    assert all(task.is_done for task in tasks)
