@@ -108,16 +108,17 @@ def _draw_row(
     edge = limit[0] if metric.better == "higher" else limit[1]
     axis.scatter(np.full(flags.sum(), edge), place + spread[flags], s=22, marker="x", color="#d22f2f", linewidths=1.3,
                  zorder=4, clip_on=False)  # fmt: skip
-    _draw_box(axis, place, np.clip(values, *limit), color)
+    _draw_box(axis, place, values, limit, color)
 
 
-def _draw_box(axis: Axes, place: int, values: Array, color: str) -> None:
-    """Quartiles, median, and whiskers to the farthest case within 1.5 times the box."""
+def _draw_box(axis: Axes, place: int, values: Array, limit: tuple[float, float], color: str) -> None:
+    """Quartiles, median, and whiskers to the farthest case within 1.5 times the box, as far as the axis shows them."""
     from matplotlib.patches import Rectangle
 
     low, middle, high = np.percentile(values, (25, 50, 75))
     reach = 1.5 * (high - low)
-    ends = values[(values >= low - reach) & (values <= high + reach)]
+    ends = np.clip(values[(values >= low - reach) & (values <= high + reach)], *limit)
+    low, middle, high = np.clip((low, middle, high), *limit)
     axis.plot([ends.min(), low], [place, place], color=INK, linewidth=1, zorder=3)
     axis.plot([high, ends.max()], [place, place], color=INK, linewidth=1, zorder=3)
     corner, width, height = (low, place - 0.28), max(high - low, 1e-9), 0.56
