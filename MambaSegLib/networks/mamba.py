@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from MambaSegLib.scan import causal_conv1d, selective_scan
+from MambaSegLib.scan import causal_conv1d, selective_scan, streams_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,8 @@ class MambaBlock(nn.Module):
         Returns:
             (B, L, C), in memory order.
         """
+        if streams_blocks(tokens, self.scan_backend):
+            return self._stream(tokens, grid, order)
         # (B, L, 2D) seen as (B, D, L): the scan's signature, without a copy.
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
         taps = self.conv1d.weight.squeeze(1)
@@ -90,6 +92,23 @@ class MambaBlock(nn.Module):
         )
         mixed: Tensor = self.out_proj(y.transpose(1, 2))
         return mixed
+
+    def _stream(self, tokens: Tensor, grid: IntTriple, order: ScanOrder) -> Tensor:
+        """The same for prediction on a CPU: no tensor of the volume's size but the result."""
+        from MambaSegLib.scan.numba_layer import BlockWeights, stream_block
+
+        weights = BlockWeights(
+            self.in_proj.weight,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            -torch.exp(self.A_log),
+            self.D,
+            self.out_proj.weight,
+        )
+        return stream_block(tokens, weights, grid, order)
 
 
 def _head(channels: int, kind: HeadKind) -> nn.Module:

@@ -170,6 +170,18 @@ def causal_conv1d(
     return result
 
 
+def streams_blocks(tokens: Tensor, backend: str = "auto") -> bool:
+    """Whether `numba_layer.stream_block` can stand in for a Mamba block's single steps: no gradients, float32, numba."""
+    import torch
+
+    from MambaSegLib.scan.checks import needs_gradient
+
+    plain = tokens.dtype == torch.float32 and not torch.is_autocast_enabled(tokens.device.type)
+    if torch.is_grad_enabled() or needs_gradient((tokens,)) or not plain:
+        return False
+    return resolve_backend(backend, str(tokens.device)) == "numba"
+
+
 def list_backends(device: str = "cpu", needs_gradient: bool = False) -> tuple[BackendStatus, ...]:
     """What each backend says about running on `device` ("cpu", "cuda", "cuda:1", "mps"), fastest first."""
     reasons = ((name, _module(name).why_unavailable(str(device), needs_gradient)) for name in BACKENDS)

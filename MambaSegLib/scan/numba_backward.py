@@ -81,42 +81,49 @@ output_gradient_gated = _output_gradient_kernel(gated=True)
 output_gradient_plain = _output_gradient_kernel(gated=False)
 
 
-@vector_kernel
-def recompute_states(
-    v: Vectors,
-    steps: Value,
-    decay_rates: Value,
-    states: Value,
-    b_tile: Value,
-    c_tile: Value,
-    width: Value,
-    delta2_tile: Value,
-    input_tile: Value,
-    y_tile: Value,
-    h_history: Value,
-    decay_history: Value,
-) -> None:
-    """`advance_states` that keeps every state (the starting one first) and every decay; `states` is only read."""
-    wide = GROUP * LANES
-    rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-    h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
-    for n in range(GROUP):
-        v.store(h[n].get(), v.at(h_history, n * LANES))
-    with v.loop(steps) as step:
-        offset = v.builder.mul(step, width)
-        b_row, c_row = v.at(b_tile, offset), v.at(c_tile, offset)
-        delta2 = v.load(v.tile_row(delta2_tile, step))
-        inputs = v.load(v.tile_row(input_tile, step))
-        y = v.load(v.tile_row(y_tile, step))
-        h_row, decay_row = v.tile_row(h_history, step, wide), v.tile_row(decay_history, step, wide)
+def _recompute_kernel(fading: bool) -> Any:
+    @vector_kernel
+    def recompute_states(
+        v: Vectors,
+        steps: Value,
+        decay_rates: Value,
+        states: Value,
+        b_tile: Value,
+        c_tile: Value,
+        width: Value,
+        delta2_tile: Value,
+        input_tile: Value,
+        y_tile: Value,
+        h_history: Value,
+        decay_history: Value,
+    ) -> None:
+        """The forward pass of a tile again; it keeps every state (the starting one first) and every decay; `states` is only read."""
+        wide = GROUP * LANES
+        rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
+        h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
         for n in range(GROUP):
-            decay = v.exp2(v.mul(delta2, rates[n]))
-            v.store(decay, v.at(decay_row, n * LANES))
-            state = v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
-            h[n].set(state)
-            v.store(state, v.at(h_row, wide + n * LANES))
-            y = v.fma(state, v.broadcast(v.at(c_row, n)), y)
-        v.store(y, v.tile_row(y_tile, step))
+            v.store(h[n].get(), v.at(h_history, n * LANES))
+        with v.loop(steps) as step:
+            offset = v.builder.mul(step, width)
+            b_row, c_row = v.at(b_tile, offset), v.at(c_tile, offset)
+            delta2 = v.load(v.tile_row(delta2_tile, step))
+            inputs = v.load(v.tile_row(input_tile, step))
+            y = v.load(v.tile_row(y_tile, step))
+            h_row, decay_row = v.tile_row(h_history, step, wide), v.tile_row(decay_history, step, wide)
+            for n in range(GROUP):
+                decay = v.exp2(v.mul(delta2, rates[n]), below_128=fading)
+                v.store(decay, v.at(decay_row, n * LANES))
+                state = v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
+                h[n].set(state)
+                v.store(state, v.at(h_row, wide + n * LANES))
+                y = v.fma(state, v.broadcast(v.at(c_row, n)), y)
+            v.store(y, v.tile_row(y_tile, step))
+
+    return recompute_states
+
+
+recompute_fading = _recompute_kernel(fading=True)
+recompute_any = _recompute_kernel(fading=False)
 
 
 def _add_lane_sums(v: Vectors, vectors: list[Value], targets: tuple[Value, Value]) -> None:
@@ -323,10 +330,14 @@ def _walk_block_back(
         rates_at, carries_at = address_of(problem.rates) + at, address_of(carries) + at
         b_at = bc_tile + 4 * n
         c_at, db_at, dc_at = b_at + 4 * TILE * width, b_at + 8 * TILE * width, b_at + 12 * TILE * width
-        recompute_states(
-            (steps, rates_at, address_of(states) + n * ROW_BYTES, b_at, c_at, width, delta2_tile, input_tile, y_tile,
-             h_history, decay_history)
+        arguments = (
+            steps, rates_at, address_of(states) + n * ROW_BYTES, b_at, c_at, width, delta2_tile, input_tile, y_tile,
+            h_history, decay_history,
         )  # fmt: skip
+        if problem.fading:
+            recompute_fading(arguments)
+        else:
+            recompute_any(arguments)
         walk_back(
             (steps, rates_at, carries_at, b_at, c_at, width, delta2_tile, input_tile, dy_tile, h_history, decay_history,
              tile + 4 * TILE_BYTES, tile + 5 * TILE_BYTES, address_of(rate_sums) + n * ROW_BYTES, db_at, dc_at)

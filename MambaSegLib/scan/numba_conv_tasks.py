@@ -30,9 +30,9 @@ def make_taps(weight: Tensor, bias: Tensor | None, silu: bool, path: Array) -> T
     return Taps(channels, path, by_block, offsets.reshape(blocks, LANES), silu)
 
 
-def run_forward(taps: Taps, x: Tensor, threads: int) -> Tensor:
-    """Convolve rows (B, L, D)."""
-    out = torch.empty(x.shape)
+def run_forward(taps: Taps, x: Tensor, threads: int, out: Tensor | None = None) -> Tensor:
+    """Convolve rows (B, L, D), into `out` if given."""
+    out = torch.empty(x.shape) if out is None else out
     source, target = rows_of(x), rows_of(out)
     tasks: list[Task] = [partial(conv_forward, taps, source, target, part) for part in _parts(taps, x.shape, threads)]
     run_tasks(tasks, threads)

@@ -64,40 +64,47 @@ prepare_softplus = _prepare_kernel(softplus=True)
 prepare_plain = _prepare_kernel(softplus=False)
 
 
-@vector_kernel
-def advance_states(
-    v: Vectors,
-    steps: Value,
-    decay_rates: Value,
-    states: Value,
-    b_tile: Value,
-    c_tile: Value,
-    width: Value,
-    delta2_tile: Value,
-    input_tile: Value,
-    y_tile: Value,
-) -> None:
-    """Take `GROUP` states of 16 channels through a tile and add C h to y."""
-    rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-    h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
-    with v.loop(steps) as step:
-        offset = v.builder.mul(step, width)
-        b_row, c_row = v.at(b_tile, offset), v.at(c_tile, offset)
-        delta2 = v.load(v.tile_row(delta2_tile, step))
-        inputs = v.load(v.tile_row(input_tile, step))
-        even, odd = v.load(v.tile_row(y_tile, step)), v.constant(0.0)
+def _advance_kernel(fading: bool) -> Any:
+    @vector_kernel
+    def advance_states(
+        v: Vectors,
+        steps: Value,
+        decay_rates: Value,
+        states: Value,
+        b_tile: Value,
+        c_tile: Value,
+        width: Value,
+        delta2_tile: Value,
+        input_tile: Value,
+        y_tile: Value,
+    ) -> None:
+        """Take `GROUP` states of 16 channels through a tile and add C h to y."""
+        rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
+        h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
+        with v.loop(steps) as step:
+            offset = v.builder.mul(step, width)
+            b_row, c_row = v.at(b_tile, offset), v.at(c_tile, offset)
+            delta2 = v.load(v.tile_row(delta2_tile, step))
+            inputs = v.load(v.tile_row(input_tile, step))
+            even, odd = v.load(v.tile_row(y_tile, step)), v.constant(0.0)
+            for n in range(GROUP):
+                decay = v.exp2(v.mul(delta2, rates[n]), below_128=fading)
+                state = v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
+                h[n].set(state)
+                output = v.broadcast(v.at(c_row, n))
+                if n % 2 == 0:
+                    even = v.fma(state, output, even)
+                else:
+                    odd = v.mul(state, output) if n == 1 else v.fma(state, output, odd)
+            v.store(v.add(even, odd), v.tile_row(y_tile, step))
         for n in range(GROUP):
-            decay = v.exp2(v.mul(delta2, rates[n]))
-            state = v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
-            h[n].set(state)
-            output = v.broadcast(v.at(c_row, n))
-            if n % 2 == 0:
-                even = v.fma(state, output, even)
-            else:
-                odd = v.mul(state, output) if n == 1 else v.fma(state, output, odd)
-        v.store(v.add(even, odd), v.tile_row(y_tile, step))
-    for n in range(GROUP):
-        v.store(h[n].get(), v.at(states, n * LANES))
+            v.store(h[n].get(), v.at(states, n * LANES))
+
+    return advance_states
+
+
+advance_fading = _advance_kernel(fading=True)
+advance_any = _advance_kernel(fading=False)
 
 
 @vector_kernel
@@ -200,9 +207,14 @@ def scan_forward(problem: Problem, out: Rows, states: Array, checkpoints: Array,
             for n in range(0, width, GROUP):
                 at = (block * width + n) * ROW_BYTES
                 rates_at, states_at = address_of(problem.rates) + at, address_of(states) + at
-                advance_states(
-                    (steps, rates_at, states_at, b_tile + 4 * n, c_tile + 4 * n, width, tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES)
+                arguments = (
+                    steps, rates_at, states_at, b_tile + 4 * n, c_tile + 4 * n, width,
+                    tile, tile + TILE_BYTES, tile + 2 * TILE_BYTES,
                 )  # fmt: skip
+                if problem.fading:
+                    advance_fading(arguments)
+                else:
+                    advance_any(arguments)
             finish_block(
                 problem.z, out, part.batch, block, lanes, steps, lists, tile + 2 * TILE_BYTES, spare + 2 * TILE_BYTES
             )

@@ -74,8 +74,9 @@ def make_problem(
     if delta_bias is not None:
         bias[:channels] = delta_bias.detach().numpy()
     u, delta, b, c, z = (rows_of(tensor) for tensor in operands)
-    shape = (blocks, LANES)
-    return Problem(u, delta, z, b, c, channels, states, softplus, path, rates, skip.reshape(shape), bias.reshape(shape))
+    fading = softplus and not bool((rates > 0).any())
+    vectors = (skip.reshape(blocks, LANES), bias.reshape(blocks, LANES))
+    return Problem(u, delta, z, b, c, channels, states, softplus, fading, path, rates, *vectors)
 
 
 def unblocked(blocked: Array, problem: Problem) -> Tensor:
@@ -121,8 +122,10 @@ def _chunk_count(runs: int, length: int, threads: int) -> int:
     return most
 
 
-def run_forward(problem: Problem, out: Tensor, every: int, threads: int) -> tuple[Array, Array]:
-    """Fill `out`, (B, L, D).
+def run_forward(
+    problem: Problem, out: Tensor, every: int, threads: int, initial: Array | None = None
+) -> tuple[Array, Array]:
+    """Fill `out`, (B, L, D), starting from states `initial` (B, blocks, N rounded up, 16), or from zero.
 
     Returns:
         The last states (B, blocks, N rounded up, 16), and checkpoints (B, checkpoints, blocks, N rounded up, 16) every
@@ -130,7 +133,7 @@ def run_forward(problem: Problem, out: Tensor, every: int, threads: int) -> tupl
     """
     batch, length, _ = out.shape
     runs = forward_parts(batch, problem.rates.shape[0], length, threads)
-    states = _entering(problem, runs, threads, None)
+    states = _entering(problem, runs, threads, None, initial)
     count = 0 if every == 0 else -(-length // every)
     checkpoints = np.empty((batch, count, *problem.rates.shape), np.float32)
     target = rows_of(out)
@@ -185,12 +188,17 @@ def run_backward(
     return ScanGradients(Operands(du, ddelta, db, dc, dz), *totals)
 
 
-def _entering(problem: Problem, runs: list[list[Part]], threads: int, dout: Rows | None) -> Array:
+def _entering(
+    problem: Problem, runs: list[list[Part]], threads: int, dout: Rows | None, initial: Array | None = None
+) -> Array:
     """State (or, given the output's gradient, carry) that enters each chunk: (B, chunks, blocks, N rounded up, 16)."""
     batch, chunks = runs[-1][0].batch + 1, len(runs[0])
     leaving = np.zeros((batch, chunks, *problem.rates.shape), np.float32)
+    entering = np.zeros_like(leaving)
+    if initial is not None:
+        entering[:, 0] = initial
     if chunks == 1:
-        return leaving
+        return entering
     delta_sums = np.zeros((batch, chunks, *problem.skip.shape), np.float32)
     complete = np.zeros((len(runs), chunks), np.int64)
     tasks: list[Task] = []
@@ -202,7 +210,6 @@ def _entering(problem: Problem, runs: list[list[Part]], threads: int, dout: Rows
             elif dout is not None and chunk > 0:
                 tasks.append(partial(leaving_carries, problem, dout, part, *arrays))
     run_tasks(tasks, threads)
-    entering = np.zeros_like(leaving)
     for number, run in enumerate(runs):
         _, first, end, _, _ = run[0]
         where = (run[0].batch, slice(None), slice(first, end))

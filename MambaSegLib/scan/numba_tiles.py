@@ -43,6 +43,7 @@ class Problem(NamedTuple):
         channels: D.
         states: N.
         softplus: Whether delta goes through softplus.
+        fading: Whether no decay factor can exceed 1: A is nowhere positive and delta nowhere negative.
         path: See `fill_rows`.
         rates: A as (blocks, N rounded up to groups, 16), zero where there is no channel or state.
         skip: D as (blocks, 16).
@@ -57,6 +58,7 @@ class Problem(NamedTuple):
     channels: int
     states: int
     softplus: bool
+    fading: bool
     path: Array
     rates: Array
     skip: Array
@@ -134,15 +136,15 @@ def copy_rows(
 ) -> None:
     """Copy `width` values of each row, and not one value more: rows may end where the tensor ends."""
     builder = v.builder
-    quads = builder.lshr(width, v.index(2))
-    done = builder.shl(quads, v.index(2))
+    wide = builder.lshr(width, v.index(4))
+    done = builder.shl(wide, v.index(4))
     rest = builder.sub(width, done)
     with v.loop(steps) as step:
         from_ = v.row(source, source_rows, step, source_stride)
         to = v.row(target, target_rows, step, target_stride)
-        with v.loop(quads) as quad:
-            offset = builder.shl(quad, v.index(2))
-            v.store(v.load(v.at(from_, offset), 4), v.at(to, offset))
+        with v.loop(wide) as sixteen:
+            offset = builder.shl(sixteen, v.index(4))
+            v.store(v.load(v.at(from_, offset)), v.at(to, offset))
         with v.loop(rest) as single:
             offset = builder.add(done, single)
             v.store_scalar(v.load_scalar(v.at(from_, offset)), v.at(to, offset))

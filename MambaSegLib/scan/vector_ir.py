@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import cgutils as untyped_cgutils
 from numba.core import types as untyped_types
@@ -80,6 +81,14 @@ def vector_kernel(build: Callable[..., None]) -> Any:
         return types.void(types.UniTuple(types.int64, len(arguments))), emit
 
     return kernel
+
+
+def _has_avx512() -> bool:
+    """Whether numba compiles for AVX-512; its cache on disk keeps the code of different processors apart."""
+    config: Any = numba.config
+    if config.CPU_NAME or config.CPU_FEATURES:  # somebody chose another target: what every one has will do
+        return False
+    return bool(llvm.get_host_cpu_features().get("avx512f", False))
 
 
 class Variable:
@@ -218,17 +227,40 @@ class Vectors:
         """The smaller of a and b; b where a is not a number."""
         return self.builder.select(self.builder.fcmp_ordered("<", a, b, flags=("nsz",)), a, b)
 
-    def exp2(self, x: Value) -> Value:
-        """2**x to 1.5e-7 relative: 2**-126 below x = -126, infinity from x = 128 on."""
+    def _polynomial(self, rest: Value) -> Value:
+        power = self.constant(_EXP2_COEFFICIENTS[0])
+        for coefficient in _EXP2_COEFFICIENTS[1:]:
+            power = self.fma(power, rest, self.constant(coefficient))
+        return power
+
+    def _exp2_avx512(self, x: Value) -> Value:
+        """With the instruction that multiplies by 2**n, no range check is needed: 10 operations instead of 12 or 13."""
+        whole = self._call("llvm.nearbyint.v16f32", [x])
+        power = self._polynomial(self.sub(x, whole))
+        all_lanes, current_rounding = ir.Constant(ir.IntType(16), -1), ir.Constant(I32, 4)
+        arguments = [power, whole, self.constant(0.0), all_lanes, current_rounding]
+        return self._call("llvm.x86.avx512.mask.scalef.ps.512", arguments)
+
+    def _call(self, name: str, arguments: list[Value]) -> Value:
+        kind = ir.FunctionType(_VECTOR, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def exp2(self, x: Value, below_128: bool = False) -> Value:
+        """2**x to 1.5e-7 relative: at most 2**-126 below x = -126, infinity from x = 128 on.
+
+        With `below_128`, the caller knows that x stays below 128, and saves an operation; larger x would wrap around.
+        """
+        if _has_avx512():
+            return self._exp2_avx512(x)
         builder = self.builder
-        x = self.minimum(self.maximum(x, self.constant(-126.0)), self.constant(128.0))
+        x = self.maximum(x, self.constant(-126.0))
+        if not below_128:
+            x = self.minimum(x, self.constant(128.0))
         # Adding 1.5 * 2**23 rounds to an integer and leaves that integer in the low bits of the sum.
         magic = self.constant(12582912.0)
         shifted = builder.fadd(x, magic)
         rest = builder.fsub(x, builder.fsub(shifted, magic))
-        power = self.constant(_EXP2_COEFFICIENTS[0])
-        for coefficient in _EXP2_COEFFICIENTS[1:]:
-            power = self.fma(power, rest, self.constant(coefficient))
+        power = self._polynomial(rest)
         exponent = builder.shl(builder.bitcast(shifted, _INTEGERS), self._integers(23))
         return builder.bitcast(builder.add(builder.bitcast(power, _INTEGERS), exponent), _VECTOR)
 
@@ -256,7 +288,7 @@ class Vectors:
         """log2(1 + exp(x)) = softplus(x) / ln 2; the decay exp(softplus(x) A) is then 2**(softplus2(x) A)."""
         scaled = self.mul(x, self.constant(LOG2E))
         magnitude = self.maximum(scaled, self.negative(scaled))
-        small = self.log2_1p(self.exp2(self.negative(magnitude)))
+        small = self.log2_1p(self.exp2(self.negative(magnitude), below_128=True))
         return self.add(self.maximum(scaled, self.constant(0.0)), small)
 
     def sigmoid(self, x: Value) -> Value:

@@ -192,8 +192,8 @@ print(time.perf_counter() - start)
 """
 
 
-def run_with_cache(folder: Path, code: str) -> float:
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+def run_with_cache(folder: Path, code: str, settings: dict[str, str] | None = None) -> float:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)} | (settings or {})
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return float(result.stdout)
 
@@ -207,3 +207,80 @@ def test_the_second_start_finds_the_compiled_kernels_on_disk(tmp_path):
     assert saved
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == saved, "kernels were compiled again"
     assert second < first / 3
+
+
+ACCURACY = """
+import numpy as np, torch
+from MambaSegLib.scan import selective_scan
+u = torch.zeros(1, 16, 2); u[..., 0] = 1
+worst = 0
+for exponent in np.linspace(-80, 80, 97):
+    steps = torch.tensor([1.0, float(exponent)]).repeat(1, 16, 1)
+    ones = torch.ones(1, 1, 2)
+    y = selective_scan(u, steps, torch.ones(16, 1), ones, ones, backend="numba")[0, 0, 1].item()
+    worst = max(worst, abs(y / np.exp(float(np.float32(exponent))) - 1) / max(1, abs(exponent)))
+print(worst)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["", "generic"])
+def test_the_exponential_is_accurate_on_processors_with_and_without_avx512(tmp_path, processor):
+    environment = {"NUMBA_CPU_NAME": processor} if processor else {}
+    # Rounding the exponent itself costs 6e-8 per unit of its size.
+    assert run_with_cache(tmp_path, ACCURACY, environment) < 3e-7
+
+
+# -- the streamed Mamba block ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [ScanOrder(), ScanOrder(backward=True), ScanOrder((2, 0, 1), True)], ids=str)
+@pytest.mark.parametrize("stretch", [1, 2, 7, 64, 1000])
+def test_a_streamed_block_equals_the_single_steps(order, stretch):
+    from MambaSegLib.networks.mamba import MambaBlock
+    from MambaSegLib.scan.numba_layer import BlockWeights, stream_block
+
+    torch.manual_seed(0)
+    block = MambaBlock(12, 5)
+    tokens = torch.randn(2, 60, 12)
+    single = block(tokens, (3, 4, 5), order).detach()  # with gradients on, it runs step by step
+    weights = BlockWeights(
+        block.in_proj.weight,
+        block.conv1d.weight.squeeze(1),
+        block.conv1d.bias,
+        block.x_proj.weight,
+        block.dt_proj.weight,
+        block.dt_proj.bias,
+        -torch.exp(block.A_log),
+        block.D,
+        block.out_proj.weight,
+    )
+    with torch.no_grad():
+        streamed = stream_block(tokens, weights, (3, 4, 5), order, stretch)
+    assert float((streamed - single).norm() / single.norm()) <= 1e-6  # the same sums, cut at other places
+
+
+def test_a_streamed_block_on_several_threads_equals_the_single_steps(four_threads):
+    from MambaSegLib.networks.mamba import MambaBlock
+
+    torch.manual_seed(0)
+    block, tokens = MambaBlock(20, 6), torch.randn(1, 1200, 20)
+    order = ScanOrder((1, 2, 0))
+    single = block(tokens, (10, 10, 12), order).detach()
+    with torch.no_grad():
+        streamed = block(tokens, (10, 10, 12), order)
+    assert float((streamed - single).norm() / single.norm()) <= 1e-6
+
+
+def test_blocks_are_streamed_for_prediction_only():
+    from MambaSegLib.scan import streams_blocks
+
+    tokens = torch.zeros(1, 4, 2)
+    assert not streams_blocks(tokens)  # gradients are on
+    with torch.no_grad():
+        assert streams_blocks(tokens)
+        assert streams_blocks(tokens, "numba")
+        assert not streams_blocks(tokens, "pytorch")
+        assert not streams_blocks(tokens.double())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not streams_blocks(tokens)

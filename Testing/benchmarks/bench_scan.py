@@ -1,0 +1,177 @@
+"""Time the selective scan's forms side by side on this computer's CPU, at the stage sizes of a 48 x 192 x 192 patch.
+
+    python Testing/benchmarks/bench_scan.py                      # all stages, about ten minutes
+    python Testing/benchmarks/bench_scan.py --stages s1n16 --repeats 3 --output results/scan
+
+Prints a Markdown table and writes it to OUTPUT.md, with every single measurement in OUTPUT.json. Sequences are shortened
+(cost is linear in length), the sequential PyTorch loop more than the others: the unit is state updates per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import Tensor
+
+from MambaSegLib.scan import numba_backend, pytorch_backend
+from MambaSegLib.scan.order import NATURAL_ORDER
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One encoder stage: tokens of the whole patch, channels, states; lengths for the fast forms and for the loop."""
+
+    tokens: int
+    channels: int
+    states: int
+    length: int
+    loop_length: int
+
+
+STAGES = {
+    "s1n16": Stage(1_769_472, 64, 16, 55_296, 6_912),
+    "s1n32": Stage(1_769_472, 64, 32, 55_296, 6_912),
+    "s2": Stage(442_368, 128, 64, 13_824, 3_456),
+    "s3": Stage(55_296, 256, 128, 3_456, 1_728),
+    "s4": Stage(6_912, 512, 256, 864, 432),
+    "s5": Stage(864, 640, 256, 432, 216),
+}
+FORMS: dict[str, Scan] = {
+    "sequential": pytorch_backend.selective_scan_sequential,
+    "chunked": pytorch_backend.selective_scan_chunked,
+    "numba": numba_backend.selective_scan,
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of every repeat of one form at one stage."""
+
+    stage: str
+    form: str
+    gradient: bool
+    length: int
+    updates: int
+    seconds: list[float]
+
+    @property
+    def rate(self) -> float:
+        """1e9 state updates per second, median."""
+        return self.updates / statistics.median(self.seconds) / 1e9
+
+
+def make(stage: Stage, length: int) -> list[Tensor]:
+    """u, delta, A, B, C, D, z, delta_bias as a fresh network has them."""
+    generator = torch.Generator().manual_seed(0)
+    d, n = stage.channels, stage.states
+    rows = [torch.randn(1, length, k, generator=generator) for k in (d, d, n, n, d)]
+    u, delta, B, C, z = (row.transpose(1, 2) for row in rows)
+    steps = torch.exp(torch.rand(d, generator=generator) * 4.6 - 6.9)  # 1e-3 to 1e-1, as mamba-ssm initializes
+    bias = steps + torch.log(-torch.expm1(-steps))
+    A = -torch.arange(1, n + 1).float().repeat(d, 1)
+    return [u, 0.5 * delta, A, B, C, torch.ones(d), z, bias]
+
+
+def runner(form: Scan, tensors: list[Tensor], gradient: bool) -> Callable[[], None]:
+    """One forward, or forward and backward, pass."""
+    length = tensors[0].shape[2]
+    leaves = [t.detach().requires_grad_(gradient) for t in tensors]
+    weights = torch.ones(1, length, tensors[0].shape[1]).transpose(1, 2)
+
+    def run() -> None:
+        with torch.set_grad_enabled(gradient):
+            output, _ = form(*leaves, True, (1, 1, length), NATURAL_ORDER)
+        if gradient:
+            output.backward(weights)
+            for leaf in leaves:
+                leaf.grad = None
+
+    return run
+
+
+def measure(name: str, stage: Stage, gradient: bool, repeats: int) -> list[Measurement]:
+    """All forms, taking turns, so that a busy moment of the computer meets them alike."""
+    lengths = {form: stage.loop_length if form == "sequential" else stage.length for form in FORMS}
+    if gradient:  # the loop's backward pass keeps every state
+        lengths["sequential"] //= 4
+    runners = {form: runner(FORMS[form], make(stage, lengths[form]), gradient) for form in FORMS}
+    for run in runners.values():
+        run()
+    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    for _ in range(repeats):
+        for form, run in runners.items():
+            start = time.perf_counter()
+            run()
+            seconds[form].append(time.perf_counter() - start)
+    per_token = stage.channels * stage.states
+    return [Measurement(name, f, gradient, lengths[f], lengths[f] * per_token, seconds[f]) for f in FORMS]
+
+
+def table(measurements: list[Measurement]) -> str:
+    """Markdown: rates and how many times faster numba is."""
+    lines = [
+        "| stage | D x N | pass | sequential G/s | chunked G/s | numba G/s | numba / sequential | numba / chunked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for start in range(0, len(measurements), len(FORMS)):
+        group = measurements[start : start + len(FORMS)]
+        loop, chunked, fast = (m.rate for m in group)
+        stage = STAGES[group[0].stage]
+        what = "forward + backward" if group[0].gradient else "forward"
+        lines.append(
+            f"| {group[0].stage} | {stage.channels} x {stage.states} | {what} | {loop:.4f} | {chunked:.3f} | {fast:.2f} "
+            f"| {fast / loop:.0f} | {fast / chunked:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def computer() -> dict[str, str]:
+    """What the numbers were measured on."""
+    import llvmlite
+    import numba
+
+    name = llvmlite.binding.get_host_cpu_name()
+    versions = f"torch {torch.__version__}, numba {numba.__version__}, Python {platform.python_version()}"
+    return {"processor": name, "threads": str(torch.get_num_threads()), "versions": versions}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--forward-only", action="store_true", help="leave the backward pass out")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch and numba (default: PyTorch's)")
+    parser.add_argument("--output", type=Path, default=Path("bench_scan"), help="without suffix")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    measurements: list[Measurement] = []
+    for name in options.stages:
+        for gradient in (False,) if options.forward_only else (False, True):
+            measurements += measure(name, STAGES[name], gradient, options.repeats)
+            print(table(measurements[-len(FORMS) :]).splitlines()[-1], flush=True)
+    host = computer()
+    text = f"{table(measurements)}\n\nMedians of {options.repeats}. {', '.join(f'{k}: {v}' for k, v in host.items())}\n"
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    content = {"computer": host, "measurements": [asdict(m) for m in measurements]}
+    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
