@@ -165,7 +165,7 @@ def dtype_of(path: Path, header: NrrdHeader) -> np.dtype[Any]:
 
 
 def encoding_of(path: Path, header: NrrdHeader) -> str:
-    """ "raw", "gzip", "bzip2" or "ascii".
+    """Encoding of the voxels: "raw", "gzip", "bzip2" or "ascii".
 
     Raises:
         InputError: For another one.
