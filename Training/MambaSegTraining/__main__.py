@@ -79,9 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     from MambaSegTraining.commands.check import add_check
     from MambaSegTraining.commands.cross_validate import add_cross_validate
+    from MambaSegTraining.commands.report import add_report
 
     add_check(step)
     add_cross_validate(step)
+    add_report(step)
     return parser
 
 
