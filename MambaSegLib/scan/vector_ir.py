@@ -47,8 +47,11 @@ Value = Any
 
 def compiled(function: Function) -> Function:
     """Compile with numba: no interpreter lock while it runs, division by zero as in IEEE, kept on disk for the next start."""
-    compile_: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-    result: Function = compile_(function)
+    compile_: Any = numba.njit
+    try:
+        result: Function = compile_(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile at every start
+        result = compile_(function, nogil=True, error_model="numpy")
     return result
 
 
