@@ -19,7 +19,7 @@ from typing import Any
 
 MODEL = "mamba_unet_multidirectional.hippocampus"
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-ROI_RAS_MM = ("-46", "-10", "-48", "2", "-34", "8")
+ROI_RAS_MM = ("-45", "-9", "-47", "1", "-35", "10")
 """A box around the left hippocampus, of the size of the images the model was trained on."""
 
 

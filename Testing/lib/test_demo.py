@@ -1,14 +1,16 @@
-"""The demo's picture shows what is where: sides, directions, volumes."""
+"""The demo finds the hippocampus, and its picture shows what is where."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from MambaSegLib import list_models, read_labels, read_volume
 from MambaSegLib.geometry import Geometry
 from MambaSegLib.plan import Label
 from MambaSegLib.volume import Labels, Volume
@@ -55,6 +57,44 @@ def middle(panel: np.ndarray, channel: int) -> np.ndarray:
     """Mean (row, column) of the pixels in one strong color."""
     others = np.delete(panel, channel, axis=2).max(axis=2)
     return np.argwhere((panel[..., channel] > 0.8) & (others < 0.2)).mean(axis=0)
+
+
+@pytest.fixture(scope="module")
+def demo_output(tmp_path_factory):
+    """What `make demo` writes, and what it prints."""
+    if load("hippocampus").MODEL not in [model.name for model in list_models()]:
+        pytest.skip("the hippocampus model is not part of this checkout")
+    folder = tmp_path_factory.mktemp("demo")
+    words = [sys.executable, DEMO / "hippocampus.py", "--output", folder]
+    result = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout
+
+
+def test_the_demo_finds_the_left_hippocampus(demo_output):
+    labels = read_labels(demo_output[0] / "hippocampus.seg.nrrd")
+    anterior, posterior, both = (
+        labels.geometry.to_world(np.argwhere(mask).mean(axis=0)) * [-1, -1, 1]  # to RAS
+        for mask in (labels.array == 1, labels.array == 2, labels.array > 0)
+    )
+    # The left hippocampus of this template reaches from about x = -14 to -37, y = -5 to -41, z = -30 to 5 mm.
+    np.testing.assert_allclose(both, (-27, -22, -15), atol=4)
+    assert anterior[1] > posterior[1] + 10
+    assert 3000 < np.count_nonzero(labels.array) < 5500
+
+
+def test_what_the_demo_finds_is_gray_matter(demo_output):
+    template = load("hippocampus").template_file()
+    gray = read_volume(template.with_name(template.name.replace("_t1_", "_gm_"))).array[0] / 255
+    inside = gray[read_labels(demo_output[0] / "hippocampus.seg.nrrd").array > 0]
+    assert inside.mean() > 0.88  # moved by 3 mm along any axis, the same mask has 0.87 or less
+
+
+def test_the_demo_tells_what_it_did(demo_output):
+    folder, text = demo_output
+    for word in ("Anterior hippocampus", "Posterior hippocampus", " ml", "scan backend", "hippocampus.png"):
+        assert word in text
+    assert (folder / "hippocampus.png").stat().st_size > 100_000
 
 
 @pytest.fixture(scope="module")
