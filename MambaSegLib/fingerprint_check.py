@@ -16,11 +16,19 @@ SPACING_MARGIN = 1.25
 EXTENT_MARGIN = 1.5
 """The same for the field of view."""
 
-OBLIQUITY_LIMIT_DEG = 20.0
-"""Angle between an axis of the image and the body's beyond which a notice is given."""
+OBLIQUITY_MARGIN_DEG = 20.0
+"""How many degrees further than any training image's an axis may be turned against the body's without a notice."""
 
 FOREGROUND_SHARE = 0.001
 """Share of voxels with intensities of the structures below which a CT is called unlike."""
+
+STORED_OFFSET = 1024
+"""What scanners add to Hounsfield units to store them without a sign."""
+
+OFFSET_SHARE = 0.05
+"""Share of voxels that would have intensities of the structures without that offset, from which on a CT without
+negative values is taken to have it. In Hounsfield units a region inside soft tissue has none below 0 either, but little
+of it is as dense as cortical bone."""
 
 _COMPONENT = {"L": 0, "R": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _AXES = {"L": "left-right", "R": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot"}
@@ -38,7 +46,7 @@ def notices(volume: Volume, plan: Plan) -> tuple[str, ...]:
         One sentence each, with what was found and what was expected.
     """
     geometry = volume.geometry.reoriented(volume.geometry.reorientation_to(plan.orientation))
-    found = [*_obliquity(geometry), *_contrast(volume, plan)]
+    found = [*_obliquity(geometry, plan.fingerprint), *_contrast(volume, plan)]
     if plan.fingerprint is not None:
         found += _spacing(geometry, plan.fingerprint, plan.orientation)
         found += _extent(geometry, plan.fingerprint, plan.orientation)
@@ -52,13 +60,13 @@ def obliquity_deg(geometry: Geometry) -> float:
     return float(np.degrees(np.arccos(np.clip(min(cosines), 0, 1))))
 
 
-def _obliquity(geometry: Geometry) -> Iterator[str]:
+def _obliquity(geometry: Geometry, fingerprint: Fingerprint | None) -> Iterator[str]:
     angle = obliquity_deg(geometry)
-    if angle > OBLIQUITY_LIMIT_DEG:
-        yield (
-            f"The image is turned by {angle:.0f} degrees against the body's axes; the model may only know images turned "
-            f"by less than {OBLIQUITY_LIMIT_DEG:.0f} degrees. It is segmented along its own axes."
-        )
+    seen = fingerprint.obliquity_max_deg if fingerprint else None
+    if angle <= (seen or 0.0) + OBLIQUITY_MARGIN_DEG:
+        return
+    known = "the model may only know upright ones" if seen is None else f"those it was trained on by {seen:.0f} at most"
+    yield f"The image is turned by {angle:.0f} degrees against the body's axes; {known}. It is segmented along its own axes."
 
 
 def _contrast(volume: Volume, plan: Plan) -> Iterator[str]:
@@ -94,7 +102,7 @@ def _intensities(volume: Volume, plan: Plan, ranges: Sequence[IntensityRange]) -
             continue  # Other scales are arbitrary: each image is standardized by itself.
         low, high = float(array.min()), float(array.max())
         expected = f"structures of {known.percentile_00_5:.0f} to {known.percentile_99_5:.0f} Hounsfield units"
-        if low >= 0:
+        if low >= 0 and _share_inside(array, known, STORED_OFFSET) > OFFSET_SHARE:
             yield (
                 f"The image {channel.name} has values from {low:.0f} to {high:.0f} and none below 0, as if they were not "
                 f"Hounsfield units (air is -1000); the model was trained on {expected}. Check the rescale intercept."
@@ -106,10 +114,10 @@ def _intensities(volume: Volume, plan: Plan, ranges: Sequence[IntensityRange]) -
             )
 
 
-def _share_inside(array: Array, known: IntensityRange) -> float:
+def _share_inside(array: Array, known: IntensityRange, offset: float = 0.0) -> float:
+    low, high = known.percentile_00_5 + offset, known.percentile_99_5 + offset
     # Slice by slice: masks of a whole CT would take 300 MB.
-    inside = sum(np.count_nonzero((part >= known.percentile_00_5) & (part <= known.percentile_99_5)) for part in array)
-    return inside / array.size
+    return sum(np.count_nonzero((part >= low) & (part <= high)) for part in array) / array.size
 
 
 def _outside(found: Triple, low: Triple, high: Triple, margin: float) -> Iterator[tuple[int, float]]:

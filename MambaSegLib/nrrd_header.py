@@ -221,7 +221,8 @@ def nrrd_header_bytes(array: Array, geometry: Geometry, pairs: Sequence[tuple[st
         "space origin: (" + ",".join(repr(float(v)) for v in geometry.origin_mm) + ")",
         *(f"{_one_line(key).replace(':=', ':')}:={_escaped(value)}" for key, value in pairs),
     ]
-    return ("\n".join(lines) + "\n\n").encode()
+    # "replace": a file name that is no valid text (from another system's disk) may be among the values.
+    return ("\n".join(lines) + "\n\n").encode(errors="replace")
 
 
 def _escaped(value: str) -> str:

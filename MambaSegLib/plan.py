@@ -154,6 +154,7 @@ class Fingerprint:
         extent_min_mm: Smallest field of view seen.
         extent_max_mm: Largest field of view seen.
         intensities: Per channel; empty where intensity scales mean nothing (MR).
+        obliquity_max_deg: Largest angle between an axis of a training image and the body's; None where unknown.
     """
 
     spacing_min_mm: Triple
@@ -161,6 +162,7 @@ class Fingerprint:
     extent_min_mm: Triple
     extent_max_mm: Triple
     intensities: tuple[IntensityRange, ...] = ()
+    obliquity_max_deg: float | None = None
 
 
 @dataclass(frozen=True)

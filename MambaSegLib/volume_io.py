@@ -20,7 +20,7 @@ from MambaSegLib.metaimage import read_metaimage
 from MambaSegLib.nifti import read_nifti
 from MambaSegLib.nrrd import read_nrrd
 from MambaSegLib.plan import Label
-from MambaSegLib.raw_image import MAX_SPACING_MM, MIN_SPACING_MM, RawImage
+from MambaSegLib.raw_image import MAX_SPACING_MM, MIN_SPACING_MM, RawImage, check_readable
 from MambaSegLib.volume import Labels, Volume
 
 __all__ = ["check_output_path", "read_channels", "read_labels", "read_volume", "write_labels", "write_volume"]
@@ -192,6 +192,8 @@ def _whole_numbers(path: Path, array: Array) -> Array:
 
 def _read_raw(path: Path, frame: int | None, series: str | None) -> RawImage:
     name = path.name.lower()
+    if not path.is_dir():
+        check_readable(path)  # first of all: opening a pipe would wait for ever
     if path.is_dir() or (path.is_file() and name.endswith(DICOM_SUFFIXES[:3])) or _has_dicom_magic(path):
         from MambaSegLib.dicom_series import read_dicom
 
@@ -205,9 +207,6 @@ def _read_raw(path: Path, frame: int | None, series: str | None) -> RawImage:
         return read_nrrd(path, frame)
     if name.endswith(METAIMAGE_SUFFIXES):
         return read_metaimage(path, frame)
-    if not path.exists():
-        msg = f"{path} does not exist; check the name"
-        raise InputError(msg)
     msg = (
         f"{path} is of no known kind. Readable are {', '.join(NIFTI_SUFFIXES + NRRD_SUFFIXES + METAIMAGE_SUFFIXES)} files and folders of "
         "DICOM files; convert it, for example in 3D Slicer."
@@ -237,8 +236,15 @@ def _finite(path: Path, array: Array, replacement: float | None, on_notice: Noti
             "replace_nonfinite=0."
         )
         raise InputError(msg)
+    with np.errstate(over="ignore"):
+        value = array.dtype.type(replacement)
+    if not np.isfinite(value):
+        msg = (
+            f"NaN and infinite voxels cannot become {replacement:g} ({array.dtype}); give an ordinary number, such as 0"
+        )
+        raise InputError(msg)
     on_notice(f"{path}: {found}; they were set to {replacement:g}")
-    return np.where(bad, array.dtype.type(replacement), array)
+    return np.where(bad, value, array)
 
 
 def _check_spacing(path: Path, geometry: Geometry) -> None:

@@ -9,7 +9,6 @@ from typing import NoReturn
 from MambaSegLib.errors import InputError
 
 DEFAULT_MODEL = "mamba_unet_multidirectional.hippocampus"
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class UsageError(InputError):
@@ -21,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        text = f"{message}\n{self.format_usage().strip()}\nSee `{self.prog} --help`."
+        text = f"{message}. See `{self.prog} --help`."
         raise UsageError(text)
 
 

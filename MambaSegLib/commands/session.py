@@ -8,8 +8,11 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from MambaSegLib.bundle import Bundle
 from MambaSegLib.commands.reporting import Reporter
@@ -133,13 +136,16 @@ def region(bounds_ras_mm: Sequence[float] | None, geometry: Geometry) -> Box | N
     if bounds_ras_mm is None:
         return None
     x0, x1, y0, y1, z0, z1 = bounds_ras_mm
-    if not (x0 < x1 and y0 < y1 and z0 < z1):
+    if not (x0 < x1 and y0 < y1 and z0 < z1 and np.isfinite(bounds_ras_mm).all()):
         message = (
             f"--roi: each first bound must be below the second, found {x0:g} {x1:g}, {y0:g} {y1:g}, {z0:g} {z1:g}."
         )
         raise InputError(message)
-    # R -> L and A -> P turn the sign, so lower and upper change places.
-    return box_from_world(geometry, (-x1, -y1, z0), (-x0, -y0, z1))
+    try:
+        # R -> L and A -> P turn the sign, so lower and upper change places.
+        return box_from_world(geometry, (-x1, -y1, z0), (-x0, -y0, z1))
+    except InputError:
+        raise InputError(_outside(geometry)) from None
 
 
 def make_predictor(bundle: Bundle, arguments: argparse.Namespace) -> Predictor:
@@ -176,6 +182,13 @@ def write_outputs(prediction: Prediction, volume: Volume, outputs: Outputs) -> t
         write_statistics(statistics, outputs.statistics)
     prediction.labels.write(outputs.labels)
     return statistics
+
+
+def _outside(geometry: Geometry) -> str:
+    corners = geometry.to_world(np.array(list(product(*((-0.5, n - 0.5) for n in geometry.shape))))) * (-1, -1, 1)
+    ranges = zip("xyz", corners.min(axis=0), corners.max(axis=0), strict=True)
+    covered = ", ".join(f"{axis} {low:.1f} to {high:.1f}" for axis, low, high in ranges)
+    return f"--roi lies outside the image, which covers {covered} mm (RAS). Take the bounds from an ROI in 3D Slicer."
 
 
 def _check_statistics_path(path: Path) -> None:

@@ -149,7 +149,12 @@ def test_a_region_given_in_ras_is_the_region_segmented(
         (
             ["segment", "{image}", "-o", "{tmp}/o.nii.gz", "--roi", *["500", "510", "0", "9", "0", "9"]],
             2,
-            "outside the volume",
+            "--roi lies outside the image, which covers x",
+        ),
+        (
+            ["segment", "{image}", "-o", "{tmp}/o.nii.gz", "--roi", *["0", "inf", "0", "9", "0", "9"]],
+            2,
+            "must be below the second",
         ),
         (["segment", "{tmp}", "-o", "{tmp}/o.nii.gz"], 2, ""),
         (["segment"], 2, "the following arguments are required: INPUT, -o/--output"),

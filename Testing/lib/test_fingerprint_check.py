@@ -1,5 +1,7 @@
 """A notice where an image is unlike the training images, with numbers; silence where it is alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,13 @@ def test_a_ct_without_negative_values_is_not_in_hounsfield_units():
     assert "Hounsfield" in notice
 
 
+@pytest.mark.parametrize("values", [[1, 200], [0, *[90] * 28, 1200]])
+def test_a_region_inside_soft_tissue_has_no_negative_hounsfield_units_and_no_notice(values):
+    volume = body()
+    array = np.resize(np.array(values, dtype=np.int16), volume.array.shape)
+    assert notices(Volume(array, volume.geometry), coarse_plan()) == ()
+
+
 def test_a_ct_of_nothing_the_model_knows_is_named():
     (notice,) = notices(body(fill=-700), coarse_plan())
     assert "-1000 to -700" in notice
@@ -96,6 +105,21 @@ def test_strong_obliquity_is_named(tilt, count):
     assert len(found) == count
     if count:
         assert f"{tilt} degrees" in found[0]
+
+
+@pytest.mark.parametrize(("tilt", "count"), [(44, 0), (19, 0)])
+def test_a_model_trained_on_oblique_images_takes_them_as_usual(tilt, count):
+    plan = coarse_plan()
+    oblique = replace(plan, fingerprint=replace(plan.fingerprint, obliquity_max_deg=30.0))
+    assert len(notices(body(tilt_deg=tilt), oblique)) == count
+
+
+def test_an_image_turned_further_than_the_training_images_is_told_by_how_much():
+    plan = coarse_plan()
+    upright = replace(plan, fingerprint=replace(plan.fingerprint, obliquity_max_deg=4.0))
+    (notice,) = notices(body(tilt_deg=25), upright)
+    assert "turned by 25 degrees" in notice
+    assert "by 4 at most" in notice
 
 
 def test_obliquity_is_measured_to_the_nearest_axis():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,12 @@ def test_the_fields_slicer_reads_are_in_the_file(tmp_path, labels):
         "SCT^5366008^Hippocampus~SCT^24028007^Right~Anatomic codes - DICOM master list~^^~^^|"
     )
     assert "TerminologyEntry" not in stored["Segment2_Tags"]
+
+
+def test_a_name_that_is_no_valid_text_does_not_cost_the_segmentation(tmp_path, labels):
+    name = b"patient_\xe9".decode("utf-8", "surrogateescape")  # a file name written by an older system
+    replace(labels, tags=(("Source", name),)).write(tmp_path / "a.seg.nrrd")
+    assert tuple(read_labels(tmp_path / "a.seg.nrrd").tags) == (("Source", "patient_?"),)
 
 
 def test_the_same_labels_give_the_same_bytes(tmp_path, labels):

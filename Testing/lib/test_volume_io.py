@@ -329,6 +329,23 @@ def test_nan_and_infinity_are_counted_and_refused_unless_replaced(tmp_path, suff
     assert "set to -5" in notices[0]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_what_replaces_nan_must_be_a_number_the_voxels_can_hold(tmp_path, value):
+    array = image("f4")
+    array[0, 0, 0] = np.nan
+    write_volume(array, GRID, tmp_path / "a.nii")
+    with pytest.raises(InputError, match="give an ordinary number"):
+        read_volume(tmp_path / "a.nii", replace_nonfinite=value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["a.nii", "a.dcm", "a"])
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is not a file"):
+        read_volume(tmp_path / name)
+
+
 def test_channels_keep_their_order_and_names(tmp_path):
     for k, name in enumerate("ab"):
         write_volume(image() + 1000 * k, GRID, tmp_path / f"{name}.nrrd")

@@ -87,3 +87,4 @@ def test_a_plan_takes_names_from_the_data_set_and_replacements_from_the_settings
     assert plan.network.out_channels == 3
     assert "preset" not in plan.network.options, "options are written out"
     assert plan.fingerprint.extent_min_mm == (18.0, 22.0, 20.0)
+    assert plan.fingerprint.obliquity_max_deg == 0.0

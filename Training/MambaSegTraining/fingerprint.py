@@ -13,6 +13,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from MambaSegLib.errors import MambaSegError
+from MambaSegLib.fingerprint_check import obliquity_deg
 from MambaSegLib.plan import IntTriple, Triple
 from MambaSegLib.preprocessing import nonzero_box
 from MambaSegLib.volume import Array, Labels, Volume
@@ -34,6 +35,7 @@ class CaseFacts:
         cropped_shape: Its voxels after the zero margin is cropped.
         label_voxels: Voxels of each structure, by value.
         content_sha256: Hash of the voxels of its first channel: equal for copies.
+        obliquity_deg: Largest angle between its axes and the body's; None where unknown.
     """
 
     name: str
@@ -43,6 +45,7 @@ class CaseFacts:
     cropped_shape: IntTriple
     label_voxels: tuple[int, ...]
     content_sha256: str
+    obliquity_deg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ def _case_facts(dataset: Dataset, case: Case, volume: Volume, labels: Labels) ->
         cropped_shape=nonzero_box(volume.array).shape,
         label_voxels=tuple(int(count) for count in counts[1:]),
         content_sha256=hashlib.sha256(np.ascontiguousarray(volume.array[0]).tobytes()).hexdigest(),
+        obliquity_deg=obliquity_deg(volume.geometry),
     )
 
 

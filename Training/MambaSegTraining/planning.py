@@ -145,6 +145,7 @@ def _labels(dataset: Dataset, settings: Settings) -> tuple[Label, ...]:
 def _plan_fingerprint(fingerprint: DatasetFingerprint, axes: Sequence[int]) -> Fingerprint:
     spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
     extents = spacings * [_by_axis(case, case.shape, axes) for case in fingerprint.cases]
+    angles = [case.obliquity_deg for case in fingerprint.cases if case.obliquity_deg is not None]
     has_scale = all(channel.lower() == "ct" for channel in fingerprint.channels)
     ranges = tuple(
         IntensityRange(facts.percentile_00_5, facts.median, facts.percentile_99_5) for facts in fingerprint.intensities
@@ -155,6 +156,7 @@ def _plan_fingerprint(fingerprint: DatasetFingerprint, axes: Sequence[int]) -> F
         extent_min_mm=_triple(extents.min(axis=0)),
         extent_max_mm=_triple(extents.max(axis=0)),
         intensities=ranges if has_scale else (),
+        obliquity_max_deg=max(angles) if len(angles) == len(fingerprint.cases) else None,
     )
 
 
