@@ -27,6 +27,31 @@ def test_the_paper_recipe_is_the_papers(tmp_path):
     assert (recipe.iterations_per_epoch, recipe.batch_size, recipe.clip_norm, recipe.weight_decay) == (250, 2, 12, 3e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "network", "schedule", "epochs"),
+    [
+        ("released_uni", "mamba_unet_unidirectional", "cosine", 1000),
+        ("released_bi", "mamba_unet_bidirectional", "cosine", 300),
+        ("released_multi", "mamba_unet_multidirectional", "onecycle", 300),
+    ],
+)
+def test_the_released_recipes_are_those_of_the_published_trainers(name, network, schedule, epochs):
+    settings = read_settings(next(path for path in CONFIGS if path.stem == name))
+    recipe = settings.recipe
+    assert settings.name == name
+    assert (settings.network.name, settings.network.options) == (network, {"preset": "released"})
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("radam", 3e-4, 3e-5)
+    assert (recipe.schedule, recipe.schedule_step, recipe.epochs) == (schedule, "epoch", epochs)
+    assert (recipe.iterations_per_epoch, recipe.validation_batches, recipe.batch_size) == (250, 50, 2)
+    assert (recipe.clip_norm, recipe.foreground_oversampling, recipe.amp) == (12, pytest.approx(1 / 3), "fp16")
+    assert (recipe.augmentation, recipe.ema_decay) == ("nnunet", 0)
+    rates = [learning_rate(recipe, epoch * 250) for epoch in (0, 29, 100, 200, 299)]
+    if schedule == "cosine":
+        assert [rates[0], rates[2], rates[3]] == pytest.approx([3e-4, 5e-6, 3e-4])
+    else:
+        assert [rates[0], rates[1], rates[4]] == pytest.approx([1.2e-5, 3e-4, 0], abs=1e-9)
+
+
 def test_a_misspelt_key_is_refused_with_its_place_and_the_right_one(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text("[recipe]\nlearning_rat = 1e-3\n")
