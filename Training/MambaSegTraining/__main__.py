@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_dir(validate)
     validate.add_argument("--fold", type=int, action="append", help="fold (again for more); default: all trained ones")
     validate.add_argument("--weights", choices=("final", "best"), default="final", help="which weights (%(default)s)")
+    validate.add_argument("--mirroring", action="store_true", help="predict mirrored images, too, and take the mean")
+    validate.add_argument("--again", action="store_true", help="measure all cases anew, also those already measured")
     _add_device(validate)
 
     export = step("export", run_export, "Put the trained folds, plan, metrics and provenance into a bundle.")
@@ -186,7 +188,10 @@ def run_validate(options: argparse.Namespace) -> int:
     device = _device(options)
     for fold in options.fold or run.trained_folds():
         with _bar(f"Validating fold {fold}", len(run.read_fold(fold).val)) as advance:
-            validate_fold(run, fold, device=device, scan=options.scan, weights=options.weights, on_case=advance)
+            validate_fold(
+                run, fold, device=device, scan=options.scan, weights=options.weights,
+                mirroring=options.mirroring, again=options.again, on_case=advance,
+            )  # fmt: skip
     print(summarize(run))
     return 0
 
@@ -206,7 +211,10 @@ def _device(options: argparse.Namespace) -> str:
     import torch
 
     if options.threads:
-        torch.set_num_threads(options.threads)
+        import SimpleITK
+
+        torch.set_num_threads(options.threads)  # Numba's kernels ask PyTorch
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)  # type: ignore[no-untyped-call]
     if options.device != "auto":
         try:
             torch.empty(1, device=options.device)

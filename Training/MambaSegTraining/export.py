@@ -36,8 +36,8 @@ def export_bundle(
         force: Replace a bundle that is already there.
 
     Raises:
-        InputError: If a fold was trained but not validated, validated with other weights than the others, or nothing
-            was trained.
+        InputError: If a fold was trained but not validated, validated in another way than the others (weights,
+            mirroring), or nothing was trained.
         BundleError: If name, licenses, intended use or limits are missing.
     """
     folds, scores = run.trained_folds(), read_scores(run)
@@ -52,6 +52,9 @@ def export_bundle(
     kinds = {score.weights for score in scores}
     if len(kinds) > 1:
         msg = f"The folds of {run.path} were validated with different weights ({', '.join(sorted(kinds))})."
+        raise InputError(msg)
+    if len({score.mirroring for score in scores}) > 1:
+        msg = f"Some folds of {run.path} were validated with mirroring, some without; validate them alike."
         raise InputError(msg)
     about = settings.bundle
     manifest = BundleManifest(

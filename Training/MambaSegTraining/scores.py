@@ -21,11 +21,15 @@ class FoldScores:
         fold: Its number.
         weights: "final" or "best".
         scores: One per case and structure.
+        mirroring: Whether the predictions are means over mirrored images.
+        identity: What the scores depend on (weights, plan, files, tolerances, program), as one hash.
     """
 
     fold: int
     weights: str
     scores: tuple[LabelScore, ...]
+    mirroring: bool = False
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,4 +74,7 @@ def protocol(splits: Splits, folds: Sequence[FoldScores]) -> str:
     """Say in a line which cases the numbers are about."""
     total, done = len(splits.folds), [str(fold.fold) for fold in folds]
     which = "" if len(done) == total else f", fold {', '.join(done)} only"
-    return f"out of fold, {total}-fold cross-validation grouped by {splits.grouped_by}{which}; folds: {splits.source}"
+    how = "; predicted with mirroring" if any(fold.mirroring for fold in folds) else ""
+    return (
+        f"out of fold, {total}-fold cross-validation grouped by {splits.grouped_by}{which}; folds: {splits.source}{how}"
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from MambaSegLib import __version__
+from MambaSegLib.bundle import Bundle
 from MambaSegLib.plan import Plan
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.volume import Labels
@@ -26,6 +30,7 @@ from MambaSegTraining.scores import (
     structures,
     summarize_groups,
 )
+from MambaSegTraining.validation_progress import PARTIAL_FILE, PartialScores
 from MambaSegTraining.validation_tables import csv_table, markdown_table
 
 
@@ -52,11 +57,14 @@ def validate_fold(
     scan: str = "auto",
     weights: str = "final",
     mirroring: bool = False,
+    again: bool = False,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> FoldScores:
-    """Predict and measure the validation cases of one fold.
+    """Predict and measure the validation cases of one fold, one after the other: memory holds one case at a time.
 
-    Writes fold_<k>/validation/<case>.nii.gz, the label map on the case's own grid, and scores.json.
+    Writes fold_<k>/validation/<case>.nii.gz, the label map on the case's own grid, and scores.json. The scores of each
+    case are kept as soon as they are known; the same call after a kill goes on with the next case. Cases whose scores
+    would come out the same (weights, plan, files, tolerances, program) are not measured again.
 
     Args:
         run: The run.
@@ -65,27 +73,68 @@ def validate_fold(
         scan: See `MambaSegLib.Predictor`.
         weights: "final", or "best" for those with the highest smoothed patch Dice.
         mirroring: See `MambaSegLib.Predictor`.
+        again: Measure all cases, whatever is known.
         on_case: Called with the name of each case that is measured.
 
     Raises:
         InputError: If there is no such fold or it is not trained.
     """
     folder = run.fold(fold) / "validation"
-    names, measured = run.read_fold(fold).val, structures(run)
+    names = run.read_fold(fold).val
     bundle = save_working_bundle(run, fold, weights)
-    predictor = Predictor(bundle, device=device, scan=scan, mirroring=mirroring)
     dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
     cases = [case for case in dataset.cases if case.name in names]
+    identity = _identity(run, bundle, cases, mirroring)
     folder.mkdir(parents=True, exist_ok=True)
-    scores: list[LabelScore] = []
+    if again:
+        (folder / PARTIAL_FILE).unlink(missing_ok=True)
+    elif (done := _finished(folder, identity)) is not None:
+        return done
+    predictor = Predictor(bundle, device=device, scan=scan, mirroring=mirroring)
+    partial = PartialScores(folder, identity)
     for case in cases:
-        predicted = predict_case(predictor, case, bundle.manifest.plan)
-        predicted.write(folder / f"{case.name}.nii.gz")
-        scores.extend(score_case(predicted, read_labels(case.labels), case.name, fold, measured))
+        if partial.of(case.name) is None or not _prediction(folder, case).is_file():
+            partial.add(case.name, _measure(predictor, case, run, fold))
         on_case(case.name)
-    result = FoldScores(fold, weights, tuple(scores))
+    scores = tuple(score for case in cases for score in partial.of(case.name) or ())
+    result = FoldScores(fold, weights, scores, mirroring, identity)
     write_json(folder / SCORES_FILE, result)
+    partial.remove()
     return result
+
+
+def _measure(predictor: Predictor, case: Case, run: RunFolder, fold: int) -> tuple[LabelScore, ...]:
+    predicted = predict_case(predictor, case, run.read_plan())
+    predicted.write(_prediction(run.fold(fold) / "validation", case))
+    return tuple(score_case(predicted, read_labels(case.labels), case.name, fold, structures(run)))
+
+
+def _prediction(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}.nii.gz"
+
+
+def _finished(folder: Path, identity: str) -> FoldScores | None:
+    """Scores of a validation that came to its end before and would give the same again."""
+    path = folder / SCORES_FILE
+    scores = read_json(FoldScores, path) if path.is_file() else None
+    if scores is None or scores.identity != identity:
+        return None
+    path.touch()  # newer than the weights: `cross-validate` tells finished folds by that
+    return scores
+
+
+def _identity(run: RunFolder, bundle: Bundle, cases: Sequence[Case], mirroring: bool) -> str:
+    """Hash of what the scores depend on; files by size and time, as reading them all would take long."""
+    files = [(str(path), path.stat()) for case in cases for path in (*case.images, case.labels)]
+    parts = [
+        [file.sha256 for file in bundle.manifest.folds],
+        run.plan_file.read_text(encoding="utf-8"),
+        [repr(structure) for structure in structures(run)],
+        [(name, state.st_size, state.st_mtime_ns) for name, state in files],
+        mirroring,
+        __version__,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def predict_case(predictor: Predictor, case: Case, plan: Plan) -> Labels:
