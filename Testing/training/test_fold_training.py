@@ -14,8 +14,10 @@ import pytest
 import torch
 from MambaSegTraining.__main__ import main
 from MambaSegTraining.batches import PatchBatches, stream_batches
+from MambaSegTraining.divergence import DivergedError, check_weights, keep_copy, precision_after, rate_factor
 from MambaSegTraining.files import load_checkpoint, load_weights, save_checkpoint
-from MambaSegTraining.fold_training import DivergedError, FoldJob, patch_dice, train_fold
+from MambaSegTraining.fold_training import LAST_EPOCH_FILE, FoldJob, train_fold
+from MambaSegTraining.patch_check import patch_dice
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.settings import read_settings
 
@@ -151,16 +153,81 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_loss_that_is_no_number_stops_the_training_and_names_the_layer(job):
-    train_fold(_stopped_after(job, 2))
-    path = job.run.fold(0) / CHECKPOINT_FILE
+def _poison(path):
+    """Make one tensor of the network in a checkpoint NaN; returns the name of its module's first part."""
     content = load_checkpoint(path, "cpu")
     name = next(name for name in content["network"] if name.startswith("decoder") or "stages.1" in name)
     content["network"][name].fill_(float("nan"))
     save_checkpoint(path, content)
-    with pytest.raises(DivergedError, match="first layer with such values is") as error:
+    return name.split(".")[0]
+
+
+def _records(job):
+    return [json.loads(line) for line in (job.run.fold(0) / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_training_that_diverges_goes_back_an_epoch_and_on_with_half_the_learning_rate(job, caplog):
+    """Poisoned in the middle of the second epoch of two steps: back to step 2."""
+    constant = replace(job, recipe=replace(job.recipe, schedule="cosine", minimum_learning_rate=1e-2))
+    train_fold(_stopped_after(constant, 3))
+    part = _poison(job.run.fold(0) / CHECKPOINT_FILE)
+    assert train_fold(replace(constant, resume=True))
+    first, second = _records(job)
+    assert (first["learning_rate"], second["learning_rate"]) == pytest.approx((1e-2, 5e-3))
+    assert (first["recoveries"], second["recoveries"]) == (0, 1)
+    assert all(torch.isfinite(weights).all() for weights in load_weights(job.run.fold(0) / WEIGHTS_FILE).values())
+    message = next(record.getMessage() for record in caplog.records if "recovery 1 of 3" in record.getMessage())
+    assert "first layer with such values is " + part in message
+    assert "Back to step 2" in message
+
+
+def test_recoveries_are_counted_across_interruptions(job):
+    train_fold(_stopped_after(job, 3))
+    _poison(job.run.fold(0) / CHECKPOINT_FILE)
+    train_fold(_stopped_after(replace(job, resume=True), 1))
+    counters = load_checkpoint(job.run.fold(0) / CHECKPOINT_FILE, "cpu")["counters"]
+    assert (counters["iteration"], counters["recoveries"]) == (3, 1)
+
+
+def test_a_training_that_cannot_recover_stops_and_names_the_layer(job):
+    train_fold(_stopped_after(job, 2))
+    for name in (CHECKPOINT_FILE, LAST_EPOCH_FILE):
+        part = _poison(job.run.fold(0) / name)
+    with pytest.raises(DivergedError, match=r"first layer with such values is .*\(3 of 3 attempts\)") as error:
         train_fold(replace(job, resume=True))
-    assert name.split(".")[0] in str(error.value)
+    assert "is " + part in str(error.value)
+    assert not (job.run.fold(0) / WEIGHTS_FILE).exists()
+
+
+def test_no_recovery_is_tried_where_the_recipe_wants_none(job):
+    strict = replace(job, recipe=replace(job.recipe, recoveries=0))
+    train_fold(_stopped_after(strict, 3))
+    _poison(job.run.fold(0) / CHECKPOINT_FILE)
+    with pytest.raises(DivergedError, match="0 of 0 attempts"):
+        train_fold(replace(strict, resume=True))
+
+
+def test_the_first_recovery_lowers_the_rate_and_the_second_also_leaves_mixed_precision():
+    assert [rate_factor(count) for count in range(4)] == [1, 0.5, 0.25, 0.125]
+    assert [precision_after("bf16", count) for count in range(4)] == ["bf16", "bf16", "off", "off"]
+
+
+def test_an_epoch_that_ends_with_broken_weights_is_not_kept():
+    network = torch.nn.Linear(2, 1)
+    check_weights(network, 7)
+    network.bias.data.fill_(float("inf"))
+    with pytest.raises(DivergedError, match="weights bias are no longer numbers after step 7"):
+        check_weights(network, 7)
+
+
+def test_a_kept_copy_of_a_checkpoint_stays_when_that_is_replaced(tmp_path):
+    path, copy = tmp_path / "checkpoint.pt", tmp_path / "copy.pt"
+    for step in (1, 2):
+        save_checkpoint(path, {"step": step})
+        keep_copy(path, copy)
+    save_checkpoint(path, {"step": 3})
+    assert load_checkpoint(copy, "cpu") == {"step": 2}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint.pt", "copy.pt"]
 
 
 def test_the_time_limit_stops_with_a_checkpoint(job):

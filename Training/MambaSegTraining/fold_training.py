@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +13,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from MambaSegLib.errors import InputError, MambaSegError
+from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network, set_scan_backend
 from MambaSegLib.plan import Plan
-from MambaSegLib.progress import Progress, ProgressCallback
+from MambaSegLib.progress import ProgressCallback
 from MambaSegLib.scan import resolve_backend
 from MambaSegLib.schema import to_json
 from MambaSegTraining.batches import Batch, PatchBatches, stream_batches
+from MambaSegTraining.clock import Clock
+from MambaSegTraining.divergence import (
+    DivergedError,
+    check_weights,
+    describe_divergence,
+    keep_copy,
+    precision_after,
+    rate_factor,
+)
 from MambaSegTraining.files import load_checkpoint, read_json, save_checkpoint, save_weights, write_json
 from MambaSegTraining.losses import deep_supervision_loss
+from MambaSegTraining.patch_check import AUTOCAST, patch_dice
 from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
 from MambaSegTraining.recipe import Recipe
@@ -34,14 +43,9 @@ from MambaSegTraining.training_state import TrainingState
 
 BEST_FILE = "best.safetensors"
 ENVIRONMENT_FILE = "environment.json"
-CHECKPOINT_EVERY_S = 300.0
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
+LAST_EPOCH_FILE = "last_epoch.pt"
 
 log = logging.getLogger(__name__)
-
-
-class DivergedError(MambaSegError, ArithmeticError):
-    """The loss is no longer a number; the last checkpoint is from before that."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
     """Train one fold.
 
     Writes into its folder: recipe.json, log.jsonl and log.csv (a line per epoch), checkpoint.pt, best.safetensors
-    (highest smoothed patch Dice), and at the end weights.safetensors.
+    (highest smoothed patch Dice), last_epoch.pt (the checkpoint to go back to if the loss diverges), and at the end weights.safetensors.
 
     Args:
         job: What to train.
@@ -91,7 +95,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
 
     Raises:
         InputError: If the run lacks a step before, or there is a checkpoint already and `resume` is not set.
-        DivergedError: If the loss is not finite.
+        DivergedError: If loss, gradient or weights stop being numbers more often than the recipe recovers from.
     """
     with deterministic_algorithms(job.recipe.deterministic):
         return _train_fold(job, on_progress)
@@ -110,28 +114,100 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     write_json(folder / RECIPE_FILE, job.recipe)
     _note_environment(job)
 
-    recipe, per_epoch = job.recipe, job.recipe.iterations_per_epoch
-    epochs = TrainingLog(folder, [label.name for label in plan.labels], state.iteration // per_epoch)
-    clock = _Clock(job.max_minutes, state.iteration, recipe.iterations)
-    patches = PatchBatches(job.run.store, fold.train, plan, recipe, job.seed)
+    if state.iteration == 0:
+        save_checkpoint(folder / LAST_EPOCH_FILE, state.content(identity))
     checks = _validation_batches(job, plan, fold)
-    for batch in clock.waiting_for(stream_batches(patches, range(state.iteration, recipe.iterations), job.workers)):
+    clock = Clock(job.max_minutes, job.recipe.iterations)
+    patches = PatchBatches(job.run.store, fold.train, plan, job.recipe, job.seed)
+    training = _Training(job, state, identity, patches, checks, clock, on_progress)
+    while True:
+        try:
+            finished = _train_on(training)
+            break
+        except DivergedError as error:
+            _recover(job, state, identity, error)
+    if finished:
+        save_weights(folder / WEIGHTS_FILE, state.weights())
+        (folder / LAST_EPOCH_FILE).unlink(missing_ok=True)
+    return finished
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the loop works with."""
+
+    job: FoldJob
+    state: TrainingState
+    identity: str
+    patches: PatchBatches
+    checks: list[Batch]
+    clock: Clock
+    on_progress: ProgressCallback
+
+
+def _train_on(training: _Training) -> bool:
+    """The loop, from where the state is to the end, or until it is stopped; says whether it reached the end.
+
+    Raises:
+        DivergedError: If loss, gradient or weights are no longer numbers.
+    """
+    job, state, clock = training.job, training.state, training.clock
+    recipe, per_epoch = job.recipe, job.recipe.iterations_per_epoch
+    labels = [label.name for label in job.run.read_plan().labels]
+    epochs = TrainingLog(job.run.fold(job.fold), labels, state.iteration // per_epoch)
+    numbers = range(state.iteration, recipe.iterations)
+    for batch in clock.waiting_for(stream_batches(training.patches, numbers, job.workers)):
         _train_step(state, batch, job)
-        on_progress(clock.progress(state.iteration))
+        clock.step_done()
+        training.on_progress(clock.progress(state.iteration))
         if state.iteration % per_epoch == 0:
-            record = _finish_epoch(state, job, checks, clock)
+            check_weights(state.network, state.iteration)
+            record = _finish_epoch(state, job, training.checks, clock)
             epochs.add(record)
             _report(record, recipe.epochs, clock)
             if record.mean_patch_dice is not None and state.note_dice(record.mean_patch_dice):
-                save_weights(folder / BEST_FILE, state.weights())
+                save_weights(job.run.fold(job.fold) / BEST_FILE, state.weights())
         stop = job.should_stop() or clock.is_over()
         if stop or state.iteration % per_epoch == 0 or clock.checkpoint_is_due():
-            save_checkpoint(folder / CHECKPOINT_FILE, state.content(identity))
+            _save(job, state, training.identity)
             clock.checkpoint_done()
         if stop and state.iteration < recipe.iterations:
             return False
-    save_weights(folder / WEIGHTS_FILE, state.weights())
     return True
+
+
+def _save(job: FoldJob, state: TrainingState, identity: str) -> None:
+    """Save a checkpoint; the one after the last whole epoch, whose weights were checked, is what `_recover` goes back to."""
+    folder = job.run.fold(job.fold)
+    save_checkpoint(folder / CHECKPOINT_FILE, state.content(identity))
+    if state.iteration % job.recipe.iterations_per_epoch == 0:
+        keep_copy(folder / CHECKPOINT_FILE, folder / LAST_EPOCH_FILE)
+
+
+def _recover(job: FoldJob, state: TrainingState, identity: str, error: DivergedError) -> None:
+    """Go back to the end of the last epoch and go on with half the learning rate, the second time in float32.
+
+    Always an epoch's end: where an interruption left a checkpoint must not change the weights that come out.
+
+    Raises:
+        DivergedError: If that was done as often as the recipe allows.
+    """
+    recipe, path = job.recipe, job.run.fold(job.fold) / LAST_EPOCH_FILE
+    recoveries = state.recoveries + 1
+    if recoveries > recipe.recoveries or not path.is_file():
+        msg = (
+            f"{error} Going back to the last good weights did not help ({recoveries - 1} of {recipe.recoveries} attempts). "
+            "Lower recipe.learning_rate or set recipe.amp to off, delete the fold's folder and start anew."
+        )
+        raise DivergedError(msg) from error
+    state.restore(load_checkpoint(path, job.device), identity)
+    state.recoveries = recoveries
+    _save(job, state, identity)
+    log.warning(
+        "%s Back to step %d; on with %g times the learning rate, autocast %s (recovery %d of %d).",
+        error, state.iteration, rate_factor(recoveries), precision_after(recipe.amp, recoveries),
+        recoveries, recipe.recoveries,
+    )  # fmt: skip
 
 
 def _begin(job: FoldJob, plan: Plan) -> TrainingState:
@@ -144,22 +220,23 @@ def _begin(job: FoldJob, plan: Plan) -> TrainingState:
 def _train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
     recipe, device = job.recipe, torch.device(job.device)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, state.iteration)
+        group["lr"] = _learning_rate(job, state, state.iteration)
+    amp = precision_after(recipe.amp, state.recoveries)
     image = batch.image.to(device, non_blocking=True)
     labels = batch.labels.to(device, non_blocking=True)
     state.network.train()
     state.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, AUTOCAST[recipe.amp], enabled=recipe.amp != "off"):
+    with torch.autocast(device.type, AUTOCAST[amp], enabled=amp != "off"):
         outputs = state.network(image)
     loss = deep_supervision_loss(outputs, labels, recipe.batch_dice)
     if not math.isfinite(loss_value := loss.item()):
-        raise _diverged(state, image, loss_value)
+        raise DivergedError(describe_divergence(state.network, image, f"The loss is {loss_value}", state.iteration))
     scaled: Tensor = state.scaler.scale(loss)
     scaled.backward()  # type: ignore[no-untyped-call]
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip_norm)
     if not state.scaler.is_enabled() and not torch.isfinite(norm):
-        raise _diverged(state, image, norm.item())
+        raise DivergedError(describe_divergence(state.network, image, f"The gradient is {norm}", state.iteration))
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.average is not None:
@@ -169,52 +246,32 @@ def _train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
     state.norm_sum += float(norm) if torch.isfinite(norm) else 0.0  # a scaler lets single steps overflow
 
 
-def _finish_epoch(state: TrainingState, job: FoldJob, checks: list[Batch], clock: _Clock) -> EpochRecord:
+def _learning_rate(job: FoldJob, state: TrainingState, iteration: int) -> float:
+    return learning_rate(job.recipe, iteration) * rate_factor(state.recoveries)
+
+
+def _finish_epoch(state: TrainingState, job: FoldJob, checks: list[Batch], clock: Clock) -> EpochRecord:
     recipe = job.recipe
     epoch, steps = state.iteration // recipe.iterations_per_epoch - 1, recipe.iterations_per_epoch
     is_due = (epoch + 1) % recipe.validation_every == 0 or epoch + 1 == recipe.epochs
-    dice = patch_dice(state.evaluated_network, checks, job.device, recipe.amp) if is_due else ()
+    amp = precision_after(recipe.amp, state.recoveries)
+    dice = patch_dice(state.evaluated_network, checks, job.device, amp) if is_due else ()
     seconds, wait_share = clock.finish_epoch()
     defined = [value for value in dice if not math.isnan(value)]
     record = EpochRecord(
         epoch=epoch,
         iteration=state.iteration,
-        learning_rate=learning_rate(recipe, state.iteration - 1),
+        learning_rate=_learning_rate(job, state, state.iteration - 1),
         train_loss=state.loss_sum / steps,
         patch_dice=tuple(0.0 if math.isnan(value) else value for value in dice),
         mean_patch_dice=sum(defined) / len(defined) if defined else None,
         gradient_norm=state.norm_sum / steps,
         seconds=seconds,
         wait_share=wait_share,
+        recoveries=state.recoveries,
     )
     state.loss_sum = state.norm_sum = 0.0
     return record
-
-
-@torch.no_grad()
-def patch_dice(network: nn.Module, batches: list[Batch], device: str, amp: str) -> tuple[float, ...]:
-    """Dice per structure of the voxels of all batches pooled: quick, and close to but not the Dice per case.
-
-    Returns:
-        One value per structure; nan where neither prediction nor labels have it.
-    """
-    network.eval()
-    counts: Tensor | None = None
-    for batch in batches:
-        with torch.autocast(torch.device(device).type, AUTOCAST[amp], enabled=amp != "off"):
-            logits = network(batch.image.to(device))[0]
-        found = _overlaps(logits.argmax(1).cpu(), batch.labels, logits.shape[1])
-        counts = found if counts is None else counts + found
-    if counts is None:
-        return ()
-    overlap, predicted, true = counts
-    return tuple((2 * overlap / (predicted + true)).tolist())
-
-
-def _overlaps(prediction: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Voxels in both, in the prediction, in the labels: (3, K - 1)."""
-    structures = [(prediction == value, labels == value) for value in range(1, classes)]
-    return torch.tensor([[float((p & g).sum()), float(p.sum()), float(g.sum())] for p, g in structures]).T
 
 
 def _validation_batches(job: FoldJob, plan: Plan, fold: Fold) -> list[Batch]:
@@ -266,72 +323,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-@torch.no_grad()
-def _diverged(state: TrainingState, image: Tensor, value: float) -> DivergedError:
-    """Run the network once more to name the first layer whose output is not finite."""
-    culprits: list[str] = []
-
-    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(tensor, Tensor) and not torch.isfinite(tensor).all() for tensor in tensors):
-                culprits.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in state.network.named_modules()]
-    state.network(image)
-    for handle in handles:
-        handle.remove()
-    where = f"the first layer with such values is {culprits[0]}" if culprits else "all layers compute finite values"
-    msg = (
-        f"Loss or gradient is {value} at step {state.iteration}; {where} (run without autocast). The last checkpoint is "
-        "from before; lower recipe.learning_rate or set recipe.amp to off and start anew."
-    )
-    return DivergedError(msg)
-
-
-class _Clock:
-    """Times of a run: what is left, how long was waited for batches, when to save."""
-
-    def __init__(self, max_minutes: float | None, first_step: int, steps: int) -> None:
-        self._start = self._epoch_start = self._last_checkpoint = time.monotonic()
-        self._end = self._start + max_minutes * 60 if max_minutes is not None else math.inf
-        self._first_step, self._steps = first_step, steps
-        self._waited = 0.0
-
-    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on and count the time until each comes."""
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
-            self._waited += time.monotonic() - start
-            if batch is None:
-                return
-            yield batch
-
-    def progress(self, step: int) -> Progress:
-        per_step = (time.monotonic() - self._start) / (step - self._first_step)
-        return Progress("Training", step, self._steps, per_step * (self._steps - step))
-
-    def finish_epoch(self) -> tuple[float, float]:
-        """Seconds since the last call, and the share of them spent waiting."""
-        now = time.monotonic()
-        seconds, waited = now - self._epoch_start, self._waited
-        self._epoch_start, self._waited = now, 0.0
-        return seconds, waited / seconds
-
-    def is_over(self) -> bool:
-        return time.monotonic() >= self._end
-
-    def checkpoint_is_due(self) -> bool:
-        return time.monotonic() - self._last_checkpoint >= CHECKPOINT_EVERY_S
-
-    def checkpoint_done(self) -> None:
-        self._last_checkpoint = time.monotonic()
-
-
-def _report(record: EpochRecord, epochs: int, clock: _Clock) -> None:
+def _report(record: EpochRecord, epochs: int, clock: Clock) -> None:
     left = clock.progress(record.iteration).seconds_left or 0.0
     dice = " ".join(f"{value:.3f}" for value in record.patch_dice) or "-"
     log.info(

@@ -34,6 +34,8 @@ class Recipe:
             scan stays in float32.
         ema_decay: Weights are averaged over the steps with this decay and the average is what is validated and
             exported; 0: no average.
+        recoveries: How often a training whose loss is no longer a number goes back to the end of its last epoch and on
+            with half the learning rate, from the second time in float32; then it stops.
         validation_every: Epochs between two quick checks on patches of the validation cases.
         validation_batches: Batches of such a check.
         seed: Root of every random number. The same seed, data and software draw the same batches.
@@ -57,6 +59,7 @@ class Recipe:
     batch_dice: bool = False
     amp: Literal["bf16", "fp16", "off"] = "bf16"
     ema_decay: float = 0.0
+    recoveries: int = 3
     validation_every: int = 1
     validation_batches: int = 50
     seed: int = 12345
@@ -72,7 +75,7 @@ class Recipe:
             _refuse(getattr(self, name) < 1, name, getattr(self, name), "1 or more")
         for name in ("learning_rate", "clip_norm"):
             _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
-        for name in ("weight_decay", "minimum_learning_rate", "cosine_period", "seed"):
+        for name in ("weight_decay", "minimum_learning_rate", "cosine_period", "recoveries", "seed"):
             _refuse(getattr(self, name) < 0, name, getattr(self, name), "0 or more")
         for name in ("foreground_oversampling", "warmup_fraction"):
             _refuse(not 0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")

@@ -26,6 +26,7 @@ class EpochRecord:
         gradient_norm: Mean over its steps, before clipping.
         seconds: Time of the epoch, the check on the validation cases included.
         wait_share: Share of that time spent waiting for batches.
+        recoveries: How often the training went back to good weights until then.
     """
 
     epoch: int
@@ -37,6 +38,7 @@ class EpochRecord:
     gradient_norm: float
     seconds: float
     wait_share: float
+    recoveries: int = 0
 
 
 class TrainingLog:

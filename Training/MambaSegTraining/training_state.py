@@ -28,6 +28,7 @@ class TrainingState:
         norm_sum: Gradient norms of the steps of the present epoch.
         smoothed_dice: Patch Dice of the validation cases, averaged over epochs with weight 0.9 on the past; -1 at first.
         best_dice: Highest `smoothed_dice` so far.
+        recoveries: How often it went back to good weights, see `divergence`.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, device: str) -> None:
@@ -41,6 +42,7 @@ class TrainingState:
         self.norm_sum = 0.0
         self.smoothed_dice = -1.0
         self.best_dice = -1.0
+        self.recoveries = 0
 
     @property
     def evaluated_network(self) -> nn.Module:
@@ -101,10 +103,10 @@ class TrainingState:
         if torch.cuda.is_available() and content["random_cuda"]:
             torch.cuda.set_rng_state_all([state.cpu() for state in content["random_cuda"]])
         for name in _COUNTERS:
-            setattr(self, name, content["counters"][name])
+            setattr(self, name, content["counters"].get(name, 0))  # older checkpoints lack the later ones
 
 
-_COUNTERS = ("iteration", "loss_sum", "norm_sum", "smoothed_dice", "best_dice")
+_COUNTERS = ("iteration", "loss_sum", "norm_sum", "smoothed_dice", "best_dice", "recoveries")
 
 
 class _Ema:
