@@ -6,9 +6,14 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import hypothesis
 import pytest
 
 from MambaSegLib.volume import Geometry, Volume
+
+# A busy computer is no defect of the code: examples have no time limit.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
