@@ -90,9 +90,8 @@ def read_dicom(path: Path, frame: int | None = None, series: str | None = None) 
     notices = []
     if left_out:
         names = ", ".join(file.name for file in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        notices.append(
-            f"DICOM files that hold no image to segment or cannot be read were left out: {len(left_out)} ({names})"
-        )
+        files = "1 DICOM file" if len(left_out) == 1 else f"{len(left_out)} DICOM files"
+        notices.append(f"left out {files} without an image to segment or not readable ({names})")
     if stack.first.photometric == "MONOCHROME1":
         notices.append("intensities are inverted (MONOCHROME1): low values are bright")
     _check_complete(stack, others)
