@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import numpy as np
 import hypothesis
+import numpy as np
 import pytest
 
 from MambaSegLib.volume import Geometry, Volume
