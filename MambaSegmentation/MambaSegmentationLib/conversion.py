@@ -1,0 +1,366 @@
+"""MRML nodes to volumes, labels to MRML nodes: the only place that knows RAS.
+
+Slicer's world is RAS and its matrices take (i, j, k); the library's is LPS and its indices are (z, y, x). Arrays need
+no turning: Slicer stores them as (k, j, i), which is (z, y, x).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from MambaSegLib.errors import InputError
+from MambaSegLib.geometry import Array, Box, Geometry, box_from_world, straightened
+from MambaSegLib.plan import Label
+from MambaSegLib.seg_nrrd import TAG_PREFIX, terminology_entry
+from MambaSegLib.volume import Labels, Volume
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+Bounds = tuple[float, float, float, float, float, float]
+
+
+def volumeFromNode(
+    node: slicer.vtkMRMLScalarVolumeNode, *, frame: int | None = None, matrix: Array | None = None
+) -> Volume:
+    """Copy an image out of the scene; display settings such as window and level play no part.
+
+    Args:
+        node: A scalar volume.
+        frame: Which component, from 0, if the volume has several (a 4D image).
+        matrix: 4 x 4, (i, j, k) to RAS; None takes the node's own.
+
+    Returns:
+        One channel, in the node's own coordinates: a parent transform is not applied.
+
+    Raises:
+        InputError: If there are no voxels, the node is a label map, has several components and no frame is given, or
+            its grid is sheared.
+    """
+    array = _voxels(node, frame)
+    steps = RAS_TO_LPS @ (_ijkToRas(node) if matrix is None else matrix)
+    try:
+        geometry, _ = straightened(steps[:3, 2::-1], steps[:3, 3], array.shape)
+    except InputError as error:
+        message = f"{node.GetName()}: {error}"
+        raise InputError(message) from None
+    return Volume(array[None], geometry, (), node.GetName() or "volume")
+
+
+def volumesFromNodes(
+    nodes: Sequence[slicer.vtkMRMLScalarVolumeNode], *, frame: int | None = None
+) -> tuple[Volume, ...]:
+    """Copy the images of one case, all in the coordinates of the first one's node.
+
+    Images may lie under different linear transforms: they are placed where the scene shows them relative to the first.
+
+    Raises:
+        InputError: As `volumeFromNode`; or if a transform between two images is not linear.
+    """
+    first = nodes[0]
+    return tuple(volumeFromNode(node, frame=frame, matrix=_relativeMatrix(node, first)) for node in nodes)
+
+
+def regionBounds(roiNode: slicer.vtkMRMLDisplayableNode, node: slicer.vtkMRMLScalarVolumeNode) -> Bounds:
+    """Bounds of a markups ROI in the coordinates of an image's node, RAS mm: x0, x1, y0, y1, z0, z1.
+
+    A turned ROI, or one turned relative to the image by a transform, gives the upright box around it.
+
+    Raises:
+        InputError: If the ROI has not been placed, or the transform to the image is not linear.
+    """
+    bounds = [0.0] * 6
+    roiNode.GetRASBounds(bounds)
+    if not all(bounds[2 * k] < bounds[2 * k + 1] for k in range(3)):
+        message = f"The region {roiNode.GetName()} has no size yet. Place it in the views, or choose no region."
+        raise InputError(message)
+    # GetRASBounds is in world coordinates: the ROI's own transform is in it already.
+    toNode = _betweenNodes(None, node.GetParentTransformNode(), f"{node.GetName()} and the region")
+    corners = np.array([[*corner, 1.0] for corner in product(bounds[0:2], bounds[2:4], bounds[4:6])]) @ toNode.T
+    low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
+    return (*(float(v) for pair in zip(low, high, strict=True) for v in pair),)  # type: ignore[return-value]
+
+
+def regionBox(bounds: Bounds, geometry: Geometry) -> Box:
+    """Voxels of a region given in RAS mm.
+
+    Raises:
+        InputError: If it lies outside the volume.
+    """
+    x0, x1, y0, y1, z0, z1 = bounds
+    # R -> L and A -> P turn the sign, so lower and upper change places.
+    return box_from_world(geometry, (-x1, -y1, z0), (-x0, -y0, z1))
+
+
+def checkOutput(outputNode: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Refuse an output node that the result could not be put into without moving what is there.
+
+    Raises:
+        InputError: If it holds segments under another transform, or ones that are not label maps.
+    """
+    segmentation = outputNode.GetSegmentation()
+    if segmentation.GetNumberOfSegments() == 0:
+        return
+    if outputNode.GetTransformNodeID() != reference.GetTransformNodeID():
+        message = (
+            f"The segmentation {outputNode.GetName()} lies under another transform than {reference.GetName()}. "
+            "Put both under the same one, or choose a new segmentation."
+        )
+        raise InputError(message)
+    if segmentation.GetSourceRepresentationName() != _labelmapName():
+        message = (
+            f"The segments of {outputNode.GetName()} are stored as {segmentation.GetSourceRepresentationName()}, "
+            "not as label maps. Choose a new segmentation."
+        )
+        raise InputError(message)
+
+
+def segmentationFromLabels(
+    labels: Labels,
+    reference: slicer.vtkMRMLScalarVolumeNode,
+    outputNode: slicer.vtkMRMLSegmentationNode | None = None,
+) -> slicer.vtkMRMLSegmentationNode:
+    """Put a label map into the scene as segments, next to the image it was made from.
+
+    Every label of the table becomes a segment, those without voxels too; all share one label map. Segments that are in
+    the output node already stay as they are; the new ones get other names where names would clash.
+
+    Args:
+        labels: On the grid of the image.
+        reference: The image.
+        outputNode: Where the segments go; None makes a new node.
+
+    Returns:
+        The segmentation node, under the same transform as the image.
+
+    Raises:
+        InputError: If labels and image do not lie on one grid, or as `checkOutput`.
+    """
+    geometry = volumeGeometry(reference)
+    if not geometry.is_close(labels.geometry):
+        message = f"{reference.GetName()} has changed since it was segmented: {labels.geometry.differences(geometry)}."
+        raise InputError(message)
+    if outputNode is None:
+        outputNode = _newSegmentation(reference)
+    checkOutput(outputNode, reference)
+    segmentation = outputNode.GetSegmentation()
+    wasModifying = outputNode.StartModify()
+    try:
+        if segmentation.GetNumberOfSegments() == 0:
+            segmentation.SetSourceRepresentationName(_labelmapName())
+            outputNode.SetReferenceImageGeometryParameterFromVolumeNode(reference)
+            outputNode.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
+        image = _orientedImage(labels.array, reference)
+        for label in labels.table:
+            _addSegment(segmentation, label, image, labels.tags)
+    finally:
+        outputNode.EndModify(wasModifying)
+    return outputNode
+
+
+def volumeGeometry(node: slicer.vtkMRMLScalarVolumeNode) -> Geometry:
+    """Grid of a volume node in its own coordinates."""
+    dimensions = node.GetImageData().GetDimensions()
+    steps = RAS_TO_LPS @ _ijkToRas(node)
+    return straightened(steps[:3, 2::-1], steps[:3, 3], dimensions[::-1])[0]
+
+
+def labelsFromSegmentation(
+    segmentationNode: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode
+) -> Labels:
+    """Segments as a label map on an image's grid, valued from 1 in their order; where they overlap the later one counts.
+
+    Raises:
+        InputError: If a segment cannot be sampled on that grid.
+    """
+    geometry = volumeGeometry(reference)
+    segmentation = segmentationNode.GetSegmentation()
+    array = np.zeros(geometry.shape, np.uint16)
+    table = []
+    for number in range(segmentation.GetNumberOfSegments()):
+        segmentId = segmentation.GetNthSegmentID(number)
+        segment = segmentation.GetSegment(segmentId)
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, segmentId, reference)
+        if mask is not None:
+            array[mask > 0] = number + 1
+        red, green, blue = (round(255 * part) for part in segment.GetColor())
+        table.append(Label(number + 1, segment.GetName(), (red, green, blue)))
+    return Labels(array, geometry, tuple(table))
+
+
+def volumeNodeFromArray(
+    array: Array, reference: slicer.vtkMRMLScalarVolumeNode, name: str
+) -> slicer.vtkMRMLScalarVolumeNode:
+    """Add an image on another image's grid, (Z, Y, X), to the scene."""
+    node = reference.GetScene().AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    matrix = vtk.vtkMatrix4x4()
+    reference.GetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(matrix)
+    node.SetAndObserveImageData(_imageData(array, vtk.vtkImageData()))
+    node.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    _putBeside(node, reference)
+    return node
+
+
+def tableNodeFromCsv(path: Path, reference: slicer.vtkMRMLScalarVolumeNode, name: str) -> slicer.vtkMRMLTableNode:
+    """Add a table of numbers and texts to the scene; a column of numbers becomes one of numbers."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        header, *rows = csv.reader(stream)
+    node = reference.GetScene().AddNewNodeByClass("vtkMRMLTableNode", name)
+    for number, title in enumerate(header):
+        cells = [row[number] for row in rows]
+        column = vtk.vtkDoubleArray() if all(map(_isNumber, cells)) else vtk.vtkStringArray()
+        column.SetName(title)
+        for cell in cells:
+            column.InsertNextValue(float(cell) if isinstance(column, vtk.vtkDoubleArray) else cell)
+        node.AddColumn(column)
+    _putBeside(node, reference)
+    return node
+
+
+def withSource(labels: Labels, source: str) -> Labels:
+    """Labels that name the image they were made from as the scene does, not as a temporary file does."""
+    others = [(key, value) for key, value in labels.tags if key != "Source"]
+    return replace(labels, tags=(*others, ("Source", source)))
+
+
+def _voxels(node: slicer.vtkMRMLScalarVolumeNode, frame: int | None) -> Array:
+    name = node.GetName() or "The volume"
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        message = f"{name} is a label map, not an image. Choose the image itself."
+        raise InputError(message)
+    image = node.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+        message = f"{name} holds no voxels. Load an image into it or choose another."
+        raise InputError(message)
+    shape = image.GetDimensions()[::-1]
+    values = vtk_to_numpy(image.GetPointData().GetScalars())
+    count = image.GetNumberOfScalarComponents()
+    if count == 1:
+        return np.array(values.reshape(shape))
+    if frame is None or not 0 <= frame < count:
+        message = (
+            f"{name} has {count} values per voxel (a 4D or color image); one 3D image is needed. "
+            f"Name a frame from 0 to {count - 1}, or load the file as a sequence and choose the current frame."
+        )
+        raise InputError(message)
+    return np.ascontiguousarray(values.reshape(*shape, count)[..., frame])
+
+
+def _ijkToRas(node: slicer.vtkMRMLScalarVolumeNode) -> Array:
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return _asArray(matrix)
+
+
+def _relativeMatrix(node: slicer.vtkMRMLScalarVolumeNode, first: slicer.vtkMRMLScalarVolumeNode) -> Array:
+    """(i, j, k) of a node to RAS in the coordinates of another node."""
+    if node.GetTransformNodeID() == first.GetTransformNodeID():
+        return _ijkToRas(node)
+    names = f"{node.GetName()} and {first.GetName()}"
+    between = _betweenNodes(node.GetParentTransformNode(), first.GetParentTransformNode(), names)
+    return between @ _ijkToRas(node)
+
+
+def _betweenNodes(source: object, target: object, names: str) -> Array:
+    matrix = vtk.vtkMatrix4x4()
+    if not slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(source, target, matrix):
+        message = f"The transform between {names} is not linear. Harden it in the Transforms module first."
+        raise InputError(message)
+    return _asArray(matrix)
+
+
+def _asArray(matrix: vtk.vtkMatrix4x4) -> Array:
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def _labelmapName() -> str:
+    name: str = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    return name
+
+
+def _newSegmentation(reference: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLSegmentationNode:
+    scene = reference.GetScene()
+    name = scene.GetUniqueNameByString(f"{reference.GetName()} segmentation")
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    _putBeside(node, reference)
+    return node
+
+
+def _putBeside(node: slicer.vtkMRMLNode, reference: slicer.vtkMRMLNode) -> None:
+    """Same study (or folder) of the subject hierarchy as the image."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(reference.GetScene())
+    if hierarchy is None:
+        return
+    place = hierarchy.GetItemByDataNode(reference)
+    parent = hierarchy.GetItemParent(place) if place else hierarchy.GetSceneItemID()
+    item = hierarchy.GetItemByDataNode(node)
+    if item:
+        hierarchy.SetItemParent(item, parent)
+    else:
+        hierarchy.CreateItem(parent, node)
+
+
+def _orientedImage(array: Array, reference: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkOrientedImageData:
+    image = _imageData(array, slicer.vtkOrientedImageData())
+    matrix = vtk.vtkMatrix4x4()
+    reference.GetIJKToRASMatrix(matrix)
+    image.SetImageToWorldMatrix(matrix)
+    return image
+
+
+def _imageData(array: Array, image: vtk.vtkImageData) -> vtk.vtkImageData:
+    # deep: VTK must own the voxels, since the array is gone when this returns.
+    scalars = numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=True)
+    scalars.SetName("ImageScalars")
+    image.SetDimensions(array.shape[::-1])
+    image.GetPointData().SetScalars(scalars)
+    return image
+
+
+def _addSegment(
+    segmentation: slicer.vtkSegmentation,
+    label: Label,
+    image: slicer.vtkOrientedImageData,
+    tags: Sequence[tuple[str, str]],
+) -> None:
+    segment = slicer.vtkSegment()
+    segment.SetName(_freeName(segmentation, label.name))
+    segment.SetColor(*(part / 255 for part in label.color))
+    segment.SetLabelValue(label.value)
+    if label.terminology is not None:
+        segment.SetTag(segment.GetTerminologyEntryTagName(), terminology_entry(label.terminology))
+    for key, value in tags:
+        segment.SetTag(TAG_PREFIX + key, value)
+    # One image object for all segments: that is what Slicer calls a shared label map.
+    segment.AddRepresentation(_labelmapName(), image)
+    segmentId = segmentation.GenerateUniqueSegmentID(f"Segment_{label.value}")
+    if not segmentation.AddSegment(segment, segmentId):
+        message = f"Slicer did not accept the segment {label.name}. Choose a new segmentation as output."
+        raise InputError(message)
+
+
+def _freeName(segmentation: slicer.vtkSegmentation, name: str) -> str:
+    taken = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name} ({number})", number + 1
+    return free
+
+
+def _isNumber(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""Real MRML nodes and logics from the slicer-core package; stand-ins for what only the application has."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from MambaSegLib.geometry import Geometry
+
+HERE = Path(__file__).parent
+MODULE_FOLDER = HERE.parents[1] / "MambaSegmentation"
+MISSING = [name for name in ("slicer", "PySide6") if importlib.util.find_spec(name) is None]
+
+collect_ignore_glob = ["standins/*"]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the test files where they could not be imported; `test_headless_slicer.py` says so in the report."""
+    if MISSING and collection_path.name.startswith("test_") and collection_path.name != "test_headless_slicer.py":
+        return True
+    return None
+
+
+if not MISSING:
+    for folder in (MODULE_FOLDER, HERE / "standins"):
+        sys.path.append(str(folder))
+
+
+@pytest.fixture
+def scene() -> Any:
+    """An empty scene with Slicer's logics."""
+    import headless_slicer
+
+    return headless_slicer.start().mrmlScene
+
+
+@pytest.fixture
+def addVolume(scene: Any) -> Any:
+    """Function that adds an image node to the scene: (array (Z, Y, X), IJK to RAS, name)."""
+    import slicer
+
+    def add(array: np.ndarray, ijkToRas: np.ndarray, name: str = "T1") -> Any:
+        node = slicer.util.addVolumeFromArray(array, ijkToRAS=ijkToRas, name=name)
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+        if not hierarchy.GetItemByDataNode(node):
+            hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+        return node
+
+    return add
+
+
+@pytest.fixture
+def obliqueVolume(addVolume: Any, oblique_geometry: Geometry, rng: np.random.Generator) -> Any:
+    """An image node on the oblique, anisotropic grid, with random voxels."""
+    array = rng.integers(-200, 900, oblique_geometry.shape).astype(np.int16)
+    return addVolume(array, rasMatrix(oblique_geometry))
+
+
+def rasMatrix(geometry: Geometry) -> np.ndarray:
+    """(i, j, k) to RAS of a grid, written out: columns in the order x, y, z, first two rows negated."""
+    matrix = geometry.index_to_world[:, [2, 1, 0, 3]].copy()
+    matrix[:2] *= -1
+    return matrix
+
+
+@pytest.fixture(scope="session")
+def modelPath(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with fresh weights: one MR channel, two structures. It knows nothing, but always the same."""
+    import torch
+
+    from MambaSegLib.bundle import save_bundle
+    from MambaSegLib.manifest import BundleManifest, Metric, Provenance
+    from MambaSegLib.networks import create_network
+    from MambaSegLib.plan import Channel, Code, Label, NetworkPlan, Normalization, Plan, StagePlan, Terminology
+
+    anatomy = Terminology(Code("SCT", "123037004", "Anatomical Structure"), Code("SCT", "5366008", "Hippocampus"))
+    stages = (StagePlan(4, (1, 1, 1), (3, 3, 3), 1), StagePlan(8, (2, 2, 2), (3, 3, 3), 1))
+    plan = Plan(
+        orientation="SPL",
+        spacing_mm=(1.5, 1.0, 1.0),
+        channels=(Channel("T1", Normalization("zscore"), "MR"),),
+        labels=(Label(1, "Anterior", (220, 60, 40), anatomy), Label(2, "Posterior", (40, 120, 220))),
+        network=NetworkPlan("mamba_unet_unidirectional", 1, 3, (16, 16, 16), stages, options={"d_state_max": 4}),
+        mirror_axes=(2,),
+    )
+    provenance = Provenance("Phantoms", "CC0-1.0", "Apache-2.0", "", "none", "0.1.0", (1,), "2026-01-01T00:00:00Z")
+    metric = Metric("DSC", "Overlap of two masks; both empty: excluded.", "mean", 0.5, 0.1, 4, excluded=1)
+    manifest = BundleManifest(
+        1,
+        "mamba_unet_unidirectional.tiny",
+        "1.0.0",
+        "Two halves of nothing.",
+        plan,
+        (),
+        provenance,
+        (metric,),
+        "Testing.",
+        "Knows nothing.",
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source") / "mamba_unet_unidirectional.tiny"
+    save_bundle(manifest, {0: create_network(plan.network).state_dict()}, folder)
+    return folder
+
+
+@pytest.fixture
+def workerOf() -> Callable[[str], tuple[str, ...]]:
+    """Function that makes a worker command of Python source; the words meant for the library are in sys.argv[1:]."""
+    return lambda source: (sys.executable, "-u", "-c", source)
