@@ -14,6 +14,8 @@ from typing import Any
 
 from MambaSegLib.errors import InputError
 
+IGNORE = "ignore"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -117,6 +119,9 @@ def _read_channels(folder: Path, description: dict[str, Any]) -> tuple[str, ...]
 
 def _read_labels(folder: Path, description: dict[str, Any]) -> dict[int, str]:
     labels = description["labels"]
+    if IGNORE in labels:  # nnU-Net's word for voxels that nobody labelled; as a structure, it would be learned
+        text = f'the label "{IGNORE}" is not supported: give its voxels their label, or leave those cases out'
+        raise DatasetError(folder, [text])
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in labels.values()):
         text = "labels must map each name to one whole number; regions (lists of numbers) are not supported"
         raise DatasetError(folder, [text])
