@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from MambaSegLib.errors import InputError, MambaSegError
 from MambaSegLib.progress import Progress, ProgressCallback
 from MambaSegTraining.files import write_json
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from MambaSegTraining.ranks import Ranks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,30 +158,42 @@ def run_preprocess(options: argparse.Namespace) -> int:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Step `train`."""
+    """Step `train`, alone or as one of the processes that `torchrun` started."""
+    from MambaSegTraining.ranks import joined_ranks
+
+    with joined_ranks(_device(options)) as ranks:
+        return _train(options, ranks)
+
+
+def _train(options: argparse.Namespace, ranks: Ranks) -> int:
     from MambaSegTraining.fold_training import FoldJob, train_fold
 
     run = RunFolder(options.run_dir)
     recipe = (read_settings(options.config) if options.config else run.read_settings()).recipe
-    stopped = _stop_on_signals()
+    stopped = _stop_on_signals(patient=ranks.count > 1)
+    if not ranks.is_first:
+        logging.getLogger().setLevel(logging.ERROR)
     job = FoldJob(
         run=run,
         fold=options.fold,
         recipe=recipe,
-        device=_device(options),
+        device=ranks.device,
         scan=options.scan,
         resume=options.resume,
         max_minutes=options.max_minutes,
         workers=options.workers,
         should_stop=lambda: bool(stopped),
+        ranks=ranks,
     )
-    with _step_bar(f"Fold {options.fold}", recipe.iterations) as note:
+    with _step_bar(f"Fold {options.fold}", recipe.iterations, shown=ranks.is_first) as note:
         finished = train_fold(job, note)
-    if finished:
-        print(f"Fold {options.fold} is trained: {run.require_weights(options.fold)}")
-        return 0
-    print(f"Stopped; continue with: mambaseg-train train {run.path} --fold {options.fold} --resume")
-    return 130
+    if ranks.is_first:
+        print(
+            f"Fold {options.fold} is trained: {run.require_weights(options.fold)}"
+            if finished
+            else f"Stopped; continue with: mambaseg-train train {run.path} --fold {options.fold} --resume"
+        )
+    return 0 if finished else 130
 
 
 def run_validate(options: argparse.Namespace) -> int:
@@ -225,13 +241,17 @@ def _device(options: argparse.Namespace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _stop_on_signals() -> list[int]:
-    """Make the first Ctrl-C or termination request end the training after the present step, with a checkpoint."""
+def _stop_on_signals(patient: bool) -> list[int]:
+    """Make the first Ctrl-C or termination request end the training after the present step, with a checkpoint.
+
+    A second Ctrl-C ends it at once, unless `patient`: torchrun passes on the signal that its processes got already.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+        if not patient:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
@@ -259,12 +279,12 @@ def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _step_bar(title: str, total: int) -> Iterator[ProgressCallback]:
+def _step_bar(title: str, total: int, shown: bool) -> Iterator[ProgressCallback]:
     """A progress bar below the lines of the log; yields what to call with the progress."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    with logging_redirect_tqdm(), tqdm(total=total, desc=title, unit="step", disable=None) as bar:
+    with logging_redirect_tqdm(), tqdm(total=total, desc=title, unit="step", disable=None if shown else True) as bar:
 
         def note(progress: Progress) -> None:
             bar.update(progress.done - bar.n)

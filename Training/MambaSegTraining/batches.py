@@ -37,7 +37,14 @@ class PatchBatches(Dataset[Batch]):
     """Batch number i of a fold: the same for the same seed, however the training was cut into runs."""
 
     def __init__(
-        self, store: Path, names: Sequence[str], plan: Plan, recipe: Recipe, seed: int, validation: bool = False
+        self,
+        store: Path,
+        names: Sequence[str],
+        plan: Plan,
+        recipe: Recipe,
+        seed: int,
+        validation: bool = False,
+        places: range | None = None,
     ) -> None:
         """Name the source of the batches; cases are opened when the first batch is made.
 
@@ -48,9 +55,11 @@ class PatchBatches(Dataset[Batch]):
             recipe: Gives batch size, oversampling and augmentation.
             seed: Root of the randomness.
             validation: Take patches as they are, in an order of their own.
+            places: Make these patches of each batch only; None: all.
         """
         self._store, self._names, self._plan, self._recipe = store, tuple(names), plan, recipe
         self._seed = (seed, VALIDATION_STREAM if validation else TRAINING_STREAM)
+        self._places = range(recipe.batch_size) if places is None else places
         self._augmented = recipe.augmentation == "nnunet" and not validation
         self._cases: list[StoredCase] = []
         self._transform: Any = None
@@ -62,7 +71,7 @@ class PatchBatches(Dataset[Batch]):
             self._transform = nnunet_augmentation(self._plan) if self._augmented else None
         size = self._recipe.batch_size
         order = case_order(self._seed, len(self._cases), number * size, size)
-        patches = [self._patch(self._cases[case], number, index) for index, case in enumerate(order)]
+        patches = [self._patch(self._cases[order[place]], number, place) for place in self._places]
         return Batch(torch.stack([image for image, _ in patches]), torch.stack([labels for _, labels in patches]))
 
     def _patch(self, case: StoredCase, number: int, index: int) -> tuple[Tensor, Tensor]:

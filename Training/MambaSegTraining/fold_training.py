@@ -34,6 +34,7 @@ from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice
 from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
+from MambaSegTraining.ranks import Ranks
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, RECIPE_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.schedule import learning_rate
@@ -62,6 +63,7 @@ class FoldJob:
         max_minutes: Save a checkpoint and stop after this time; None: train to the end.
         workers: Processes that make batches.
         should_stop: Asked after every step; True saves a checkpoint and stops.
+        ranks: The processes that train this fold together; each takes a slice of every batch.
     """
 
     run: RunFolder
@@ -73,6 +75,7 @@ class FoldJob:
     max_minutes: float | None = None
     workers: int = 1
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def seed(self) -> int:
@@ -106,30 +109,37 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     plan, fold = job.run.read_plan(), job.run.read_fold(job.fold)
     check_store(job.run, (*fold.train, *fold.val))
     identity = _identity(job, fold)
+    places = job.ranks.slice_of(job.recipe.batch_size)
     state = _begin(job, plan)
-    if _resumes(job):
+    if all(job.ranks.gathered(_resumes(job))):
         _check_recipe(job)
         state.restore(load_checkpoint(folder / CHECKPOINT_FILE, job.device), identity)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECIPE_FILE, job.recipe)
-    _note_environment(job)
-
-    if state.iteration == 0:
-        save_checkpoint(folder / LAST_EPOCH_FILE, state.content(identity))
-    checks = _validation_batches(job, plan, fold)
+    job.ranks.separate_randomness(job.seed, state.iteration)
+    if job.ranks.is_first:
+        _open_folder(job, state, identity)
+    patches = PatchBatches(job.run.store, fold.train, plan, job.recipe, job.seed, places=places)
     clock = Clock(job.max_minutes, job.recipe.iterations)
-    patches = PatchBatches(job.run.store, fold.train, plan, job.recipe, job.seed)
-    training = _Training(job, state, identity, patches, checks, clock, on_progress)
+    training = _Training(job, state, identity, patches, _validation_batches(job, plan, fold), clock, on_progress)
     while True:
         try:
             finished = _train_on(training)
             break
         except DivergedError as error:
             _recover(job, state, identity, error)
-    if finished:
+    if finished and job.ranks.is_first:
         save_weights(folder / WEIGHTS_FILE, state.weights())
         (folder / LAST_EPOCH_FILE).unlink(missing_ok=True)
+    job.ranks.wait()
     return finished
+
+
+def _open_folder(job: FoldJob, state: TrainingState, identity: str) -> None:
+    folder = job.run.fold(job.fold)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECIPE_FILE, job.recipe)
+    _note_environment(job)
+    if state.iteration == 0:
+        save_checkpoint(folder / LAST_EPOCH_FILE, state.content(identity))
 
 
 @dataclass(frozen=True)
@@ -153,8 +163,6 @@ def _train_on(training: _Training) -> bool:
     """
     job, state, clock = training.job, training.state, training.clock
     recipe, per_epoch = job.recipe, job.recipe.iterations_per_epoch
-    labels = [label.name for label in job.run.read_plan().labels]
-    epochs = TrainingLog(job.run.fold(job.fold), labels, state.iteration // per_epoch)
     numbers = range(state.iteration, recipe.iterations)
     for batch in clock.waiting_for(stream_batches(training.patches, numbers, job.workers)):
         _train_step(state, batch, job)
@@ -162,12 +170,8 @@ def _train_on(training: _Training) -> bool:
         training.on_progress(clock.progress(state.iteration))
         if state.iteration % per_epoch == 0:
             check_weights(state.network, state.iteration)
-            record = _finish_epoch(state, job, training.checks, clock)
-            epochs.add(record)
-            _report(record, recipe.epochs, clock)
-            if record.mean_patch_dice is not None and state.note_dice(record.mean_patch_dice):
-                save_weights(job.run.fold(job.fold) / BEST_FILE, state.weights())
-        stop = job.should_stop() or clock.is_over()
+            _finish_epoch(training)
+        stop = job.ranks.any(job.should_stop() or clock.is_over())
         if stop or state.iteration % per_epoch == 0 or clock.checkpoint_is_due():
             _save(job, state, training.identity)
             clock.checkpoint_done()
@@ -176,8 +180,23 @@ def _train_on(training: _Training) -> bool:
     return True
 
 
+def _finish_epoch(training: _Training) -> None:
+    """Check the network on patches, note it in the log, and keep its weights if they are the best so far."""
+    job, state, clock = training.job, training.state, training.clock
+    record = _measure_epoch(state, job, training.checks, clock)
+    is_best = record.mean_patch_dice is not None and state.note_dice(record.mean_patch_dice)
+    if job.ranks.is_first:
+        folder, labels = job.run.fold(job.fold), [label.name for label in job.run.read_plan().labels]
+        TrainingLog(folder, labels, keep_epochs=record.epoch).add(record)
+        _report(record, job.recipe.epochs, clock)
+        if is_best:
+            save_weights(folder / BEST_FILE, state.weights())
+
+
 def _save(job: FoldJob, state: TrainingState, identity: str) -> None:
     """Save a checkpoint; the one after the last whole epoch, whose weights were checked, is what `_recover` goes back to."""
+    if not job.ranks.is_first:
+        return
     folder = job.run.fold(job.fold)
     save_checkpoint(folder / CHECKPOINT_FILE, state.content(identity))
     if state.iteration % job.recipe.iterations_per_epoch == 0:
@@ -194,6 +213,7 @@ def _recover(job: FoldJob, state: TrainingState, identity: str, error: DivergedE
     """
     recipe, path = job.recipe, job.run.fold(job.fold) / LAST_EPOCH_FILE
     recoveries = state.recoveries + 1
+    job.ranks.wait()  # the first process may still be writing the file
     if recoveries > recipe.recoveries or not path.is_file():
         msg = (
             f"{error} Going back to the last good weights did not help ({recoveries - 1} of {recipe.recoveries} attempts). "
@@ -202,6 +222,7 @@ def _recover(job: FoldJob, state: TrainingState, identity: str, error: DivergedE
         raise DivergedError(msg) from error
     state.restore(load_checkpoint(path, job.device), identity)
     state.recoveries = recoveries
+    job.ranks.separate_randomness(job.seed + recoveries, state.iteration)
     _save(job, state, identity)
     log.warning(
         "%s Back to step %d; on with %g times the learning rate, autocast %s (recovery %d of %d).",
@@ -214,7 +235,7 @@ def _begin(job: FoldJob, plan: Plan) -> TrainingState:
     torch.manual_seed(job.seed)
     network = create_network(plan.network)
     set_scan_backend(network, job.scan)
-    return TrainingState(network, job.recipe, job.device)
+    return TrainingState(network, job.recipe, job.device, job.ranks)
 
 
 def _train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
@@ -227,16 +248,16 @@ def _train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
     state.network.train()
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, AUTOCAST[amp], enabled=amp != "off"):
-        outputs = state.network(image)
-    loss = deep_supervision_loss(outputs, labels, recipe.batch_dice)
-    if not math.isfinite(loss_value := loss.item()):
-        raise DivergedError(describe_divergence(state.network, image, f"The loss is {loss_value}", state.iteration))
+        outputs = state.parallel(image)
+    loss = deep_supervision_loss(outputs, labels, recipe.batch_dice, job.ranks.total)
+    if not math.isfinite(loss_value := job.ranks.mean(loss.item())):
+        raise _diverged(state, job, image, f"The loss is {loss_value}")
     scaled: Tensor = state.scaler.scale(loss)
     scaled.backward()  # type: ignore[no-untyped-call]
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), recipe.clip_norm)
     if not state.scaler.is_enabled() and not torch.isfinite(norm):
-        raise DivergedError(describe_divergence(state.network, image, f"The gradient is {norm}", state.iteration))
+        raise _diverged(state, job, image, f"The gradient is {norm}")
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.average is not None:
@@ -246,16 +267,23 @@ def _train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
     state.norm_sum += float(norm) if torch.isfinite(norm) else 0.0  # a scaler lets single steps overflow
 
 
+def _diverged(state: TrainingState, job: FoldJob, image: Tensor, what: str) -> DivergedError:
+    """The error to raise, with the words of the process whose slice of the batch shows more."""
+    found = job.ranks.gathered(describe_divergence(state.network, image, what, state.iteration))
+    return DivergedError(max(found, key=lambda text: "first layer" in text))
+
+
 def _learning_rate(job: FoldJob, state: TrainingState, iteration: int) -> float:
     return learning_rate(job.recipe, iteration) * rate_factor(state.recoveries)
 
 
-def _finish_epoch(state: TrainingState, job: FoldJob, checks: list[Batch], clock: Clock) -> EpochRecord:
+def _measure_epoch(state: TrainingState, job: FoldJob, checks: list[Batch], clock: Clock) -> EpochRecord:
     recipe = job.recipe
     epoch, steps = state.iteration // recipe.iterations_per_epoch - 1, recipe.iterations_per_epoch
     is_due = (epoch + 1) % recipe.validation_every == 0 or epoch + 1 == recipe.epochs
     amp = precision_after(recipe.amp, state.recoveries)
-    dice = patch_dice(state.evaluated_network, checks, job.device, amp) if is_due else ()
+    gather = job.ranks.gathered
+    dice = patch_dice(state.evaluated_network, checks, job.device, amp, gather) if is_due else ()
     seconds, wait_share = clock.finish_epoch()
     defined = [value for value in dice if not math.isnan(value)]
     record = EpochRecord(
@@ -275,9 +303,9 @@ def _finish_epoch(state: TrainingState, job: FoldJob, checks: list[Batch], clock
 
 
 def _validation_batches(job: FoldJob, plan: Plan, fold: Fold) -> list[Batch]:
-    """The same patches after every epoch, so that the values can be compared."""
+    """The same patches after every epoch, so that the values can be compared; each process takes some."""
     patches = PatchBatches(job.run.store, fold.val, plan, job.recipe, job.seed, validation=True)
-    return [patches[number] for number in range(job.recipe.validation_batches)]
+    return [patches[number] for number in range(job.ranks.rank, job.recipe.validation_batches, job.ranks.count)]
 
 
 def _note_environment(job: FoldJob) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SMOOTH = 1e-5
 
+Total = Callable[[Tensor], Tensor]
+"""Sum over the processes that share a batch, see `ranks.Ranks.total`."""
 
-def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool = False) -> Tensor:
+
+def no_total(value: Tensor) -> Tensor:
+    """The sum over one process."""
+    return value
+
+
+def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool = False, total: Total = no_total) -> Tensor:
     """One minus the mean soft Dice of the structures, plus the mean cross-entropy of the voxels.
 
     Args:
         logits: (B, K, Z, Y, X); class 0 is background.
         labels: (B, Z, Y, X), integers below K.
         batch_dice: Pool the voxels of the batch before the ratio, as if it were one image.
+        total: With `batch_dice`, sums over the processes that share the batch.
 
     Returns:
         A scalar: 0 for a perfect and certain prediction.
@@ -25,15 +36,18 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, batch_dice: bool = Fa
         value is ours minus 1.
     """
     logits, labels = logits.float(), labels.long()
-    return 1 - soft_dice(logits.softmax(1), labels, batch_dice).mean() + F.cross_entropy(logits, labels)
+    dice = soft_dice(logits.softmax(1), labels, batch_dice, total).mean()
+    return 1 - dice + F.cross_entropy(logits, labels)
 
 
-def soft_dice(probabilities: Tensor, labels: Tensor, batch_dice: bool = False) -> Tensor:
+def soft_dice(probabilities: Tensor, labels: Tensor, batch_dice: bool = False, total: Total = no_total) -> Tensor:
     """Soft Dice per structure, (B, K - 1), or (K - 1,) with `batch_dice`: (2 |p g| + s) / (|p| + |g| + s)."""
     one_hot = torch.zeros_like(probabilities).scatter_(1, labels[:, None], 1.0)
     axes = (0, 2, 3, 4) if batch_dice else (2, 3, 4)
-    overlap, predicted, true = (term.sum(axes)[..., 1:] for term in (probabilities * one_hot, probabilities, one_hot))
-    return (2 * overlap + SMOOTH) / (predicted + true + SMOOTH)
+    terms = torch.stack([term.sum(axes)[..., 1:] for term in (probabilities * one_hot, probabilities, one_hot)])
+    overlap, predicted, true = total(terms) if batch_dice else terms
+    dice: Tensor = (2 * overlap + SMOOTH) / (predicted + true + SMOOTH)
+    return dice
 
 
 def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
@@ -44,19 +58,23 @@ def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
     return (*(weight / sum(weights) for weight in weights), 0.0)
 
 
-def deep_supervision_loss(outputs: tuple[Tensor, ...], labels: Tensor, batch_dice: bool = False) -> Tensor:
+def deep_supervision_loss(
+    outputs: tuple[Tensor, ...], labels: Tensor, batch_dice: bool = False, total: Total = no_total
+) -> Tensor:
     """`dice_and_cross_entropy` of each output against the labels at its resolution, weighted.
 
     Args:
         outputs: Logits, finest first, (B, K, z, y, x) each.
         labels: (B, Z, Y, X) at the resolution of the finest.
         batch_dice: See `dice_and_cross_entropy`.
+        total: See `dice_and_cross_entropy`.
     """
-    total = torch.zeros((), device=labels.device)
+    loss = torch.zeros((), device=labels.device)
     for logits, weight in zip(outputs, deep_supervision_weights(len(outputs)), strict=True):
         if weight:
-            total = total + weight * dice_and_cross_entropy(logits, shrink_labels(labels, logits.shape[2:]), batch_dice)
-    return total
+            target = shrink_labels(labels, logits.shape[2:])
+            loss = loss + weight * dice_and_cross_entropy(logits, target, batch_dice, total)
+    return loss
 
 
 def shrink_labels(labels: Tensor, shape: tuple[int, ...]) -> Tensor:

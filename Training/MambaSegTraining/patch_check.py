@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from MambaSegTraining.batches import Batch
 
+Gather = Callable[[Tensor | None], Sequence[Tensor | None]]
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
 
 @torch.no_grad()
-def patch_dice(network: nn.Module, batches: Sequence[Batch], device: str, amp: str) -> tuple[float, ...]:
+def patch_dice(
+    network: nn.Module, batches: Sequence[Batch], device: str, amp: str, gather: Gather = lambda counts: (counts,)
+) -> tuple[float, ...]:
     """Dice per structure of the voxels of all batches pooled: quick, and close to but not the Dice per case.
+
+    Args:
+        network: What predicts.
+        batches: The patches.
+        device: Where to compute.
+        amp: Autocast type, see `Recipe.amp`.
+        gather: Returns the counts of all processes that share the batches.
 
     Returns:
         One value per structure; nan where neither prediction nor labels have it.
@@ -25,9 +36,10 @@ def patch_dice(network: nn.Module, batches: Sequence[Batch], device: str, amp: s
         logits = predict_patch(network, batch.image.to(device), amp)
         found = _overlaps(logits.argmax(1).cpu(), batch.labels, logits.shape[1])
         counts = found if counts is None else counts + found
-    if counts is None:
+    found_anywhere = [part for part in gather(counts) if part is not None]
+    if not found_anywhere:
         return ()
-    overlap, predicted, true = counts
+    overlap, predicted, true = torch.stack(found_anywhere).sum(0)
     return tuple((2 * overlap / (predicted + true)).tolist())
 
 
@@ -41,4 +53,5 @@ def predict_patch(network: nn.Module, image: Tensor, amp: str) -> Tensor:
 def _overlaps(prediction: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Voxels in both, in the prediction, in the labels: (3, K - 1)."""
     structures = [(prediction == value, labels == value) for value in range(1, classes)]
-    return torch.tensor([[float((p & g).sum()), float(p.sum()), float(g.sum())] for p, g in structures]).T
+    counts = [[float((p & g).sum()), float(p.sum()), float(g.sum())] for p, g in structures]
+    return torch.tensor(counts, dtype=torch.float64).T

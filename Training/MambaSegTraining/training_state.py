@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from MambaSegLib.errors import InputError
+from MambaSegTraining.ranks import Ranks
 from MambaSegTraining.recipe import Recipe
 
 SGD_MOMENTUM = 0.99
@@ -20,6 +21,7 @@ class TrainingState:
 
     Attributes:
         network: The network in training.
+        parallel: What to call for training: the network, or its twin that averages gradients over processes.
         optimizer: Its optimizer.
         average: The running average of the weights; None without `ema_decay`.
         scaler: Gradient scaler; does nothing unless the recipe asks for fp16.
@@ -31,12 +33,13 @@ class TrainingState:
         recoveries: How often it went back to good weights, see `divergence`.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, device: str) -> None:
-        """Start at step 0 with the network as it is."""
+    def __init__(self, network: nn.Module, recipe: Recipe, device: str, ranks: Ranks | None = None) -> None:
+        """Start at step 0 with the network as it is; `ranks` train it together."""
         self.network = network.to(device)
         self.optimizer = _create_optimizer(network, recipe)
         self.average = AveragedModel(network, multi_avg_fn=_Ema(recipe.ema_decay)) if recipe.ema_decay else None
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.amp == "fp16")
+        self.parallel = (ranks or Ranks()).distribute(self.network)
         self.iteration = 0
         self.loss_sum = 0.0
         self.norm_sum = 0.0
