@@ -100,6 +100,32 @@ def test_a_checkpoint_of_another_recipe_is_not_continued(job):
         train_fold(other)
 
 
+def test_recomputation_keeps_less_memory_and_gives_the_same_weights(job, tmp_path):
+    """Bytes that autograd keeps for the gradient of one step, each memory counted once."""
+    kept, weights = [], []
+    for recompute in (False, True):
+        saved: dict[int, int] = {}
+
+        def note(tensor, saved=saved):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        chosen = replace(job, recipe=replace(job.recipe, recompute=recompute))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            train_fold(_stopped_after(chosen, 1))
+        kept.append(sum(saved.values()))
+        assert train_fold(replace(chosen, resume=True))
+        weights.append(load_weights(job.run.fold(0) / WEIGHTS_FILE))
+        job.run.fold(0).rename(tmp_path / str(recompute))
+    assert kept[1] < 0.5 * kept[0]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+
+
+def test_recomputation_may_be_switched_on_where_the_memory_did_not_suffice(job):
+    train_fold(_stopped_after(job, 1))
+    assert train_fold(replace(job, resume=True, recipe=replace(job.recipe, recompute=True)))
+
+
 def test_a_checkpoint_of_another_plan_is_not_continued(job):
     train_fold(_stopped_after(job, 1))
     path = job.run.plan_file

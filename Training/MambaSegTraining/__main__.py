@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue from the fold's checkpoint, if there is one")
     train.add_argument("--max-minutes", type=float, help="save a checkpoint and stop after this time (exit code 130)")
     train.add_argument("--workers", type=int, default=1, help="processes that make batches (default: %(default)s)")
+    train.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard into the fold's folder")
     _add_device(train)
 
     validate = step("validate", run_validate, "Predict the validation cases of folds, measure them, write tables.")
@@ -183,6 +184,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> int:
         max_minutes=options.max_minutes,
         workers=options.workers,
         should_stop=lambda: bool(stopped),
+        tensorboard=options.tensorboard,
         ranks=ranks,
     )
     with _step_bar(f"Fold {options.fold}", recipe.iterations, shown=ranks.is_first) as note:
@@ -287,6 +289,8 @@ def _step_bar(title: str, total: int, shown: bool) -> Iterator[ProgressCallback]
     with logging_redirect_tqdm(), tqdm(total=total, desc=title, unit="step", disable=None if shown else True) as bar:
 
         def note(progress: Progress) -> None:
+            if bar.n == 0:  # what an earlier run did must not count for the speed
+                bar.initial = bar.n = bar.last_print_n = progress.done - 1
             bar.update(progress.done - bar.n)
 
         yield note

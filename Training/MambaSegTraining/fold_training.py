@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import create_network, set_scan_backend
+from MambaSegLib.networks import create_network, set_recompute, set_scan_backend
 from MambaSegLib.plan import Plan
 from MambaSegLib.progress import ProgressCallback
 from MambaSegLib.scan import resolve_backend
 from MambaSegLib.schema import to_json
 from MambaSegTraining.batches import Batch, PatchBatches, stream_batches
+from MambaSegTraining.board import Board
 from MambaSegTraining.clock import Clock
 from MambaSegTraining.divergence import (
     DivergedError,
@@ -31,7 +32,8 @@ from MambaSegTraining.divergence import (
 )
 from MambaSegTraining.files import load_checkpoint, read_json, save_checkpoint, save_weights, write_json
 from MambaSegTraining.losses import deep_supervision_loss
-from MambaSegTraining.patch_check import AUTOCAST, patch_dice
+from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
+from MambaSegTraining.pictures import can_draw, draw_predictions
 from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
 from MambaSegTraining.ranks import Ranks
@@ -45,6 +47,7 @@ from MambaSegTraining.training_state import TrainingState
 BEST_FILE = "best.safetensors"
 ENVIRONMENT_FILE = "environment.json"
 LAST_EPOCH_FILE = "last_epoch.pt"
+PICTURES = "pictures"
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class FoldJob:
         max_minutes: Save a checkpoint and stop after this time; None: train to the end.
         workers: Processes that make batches.
         should_stop: Asked after every step; True saves a checkpoint and stops.
+        tensorboard: Write curves for TensorBoard, too.
         ranks: The processes that train this fold together; each takes a slice of every batch.
     """
 
@@ -75,6 +79,7 @@ class FoldJob:
     max_minutes: float | None = None
     workers: int = 1
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    tensorboard: bool = False
     ranks: Ranks = field(default_factory=Ranks)
 
     @property
@@ -119,7 +124,8 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
         _open_folder(job, state, identity)
     patches = PatchBatches(job.run.store, fold.train, plan, job.recipe, job.seed, places=places)
     clock = Clock(job.max_minutes, job.recipe.iterations)
-    training = _Training(job, state, identity, patches, _validation_batches(job, plan, fold), clock, on_progress)
+    checks, board = _validation_batches(job, plan, fold), _board(job, plan, state)
+    training = _Training(job, state, identity, patches, checks, clock, on_progress, board)
     while True:
         try:
             finished = _train_on(training)
@@ -129,8 +135,16 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     if finished and job.ranks.is_first:
         save_weights(folder / WEIGHTS_FILE, state.weights())
         (folder / LAST_EPOCH_FILE).unlink(missing_ok=True)
+    if training.board is not None:
+        training.board.close()
     job.ranks.wait()
     return finished
+
+
+def _board(job: FoldJob, plan: Plan, state: TrainingState) -> Board | None:
+    if not (job.tensorboard and job.ranks.is_first):
+        return None
+    return Board(job.run.fold(job.fold), [label.name for label in plan.labels], state.iteration + 1)
 
 
 def _open_folder(job: FoldJob, state: TrainingState, identity: str) -> None:
@@ -153,6 +167,7 @@ class _Training:
     checks: list[Batch]
     clock: Clock
     on_progress: ProgressCallback
+    board: Board | None = None
 
 
 def _train_on(training: _Training) -> bool:
@@ -191,6 +206,25 @@ def _finish_epoch(training: _Training) -> None:
         _report(record, job.recipe.epochs, clock)
         if is_best:
             save_weights(folder / BEST_FILE, state.weights())
+        if training.board is not None:
+            training.board.add(record)
+        if job.recipe.picture_every and (record.epoch + 1) % job.recipe.picture_every == 0 and can_draw():
+            _draw(training, record)
+
+
+@torch.no_grad()
+def _draw(training: _Training, record: EpochRecord) -> None:
+    """Picture of the predictions on the first patches of the check."""
+    job, state, batch = training.job, training.state, training.checks[0]
+    state.evaluated_network.eval()
+    amp = precision_after(job.recipe.amp, state.recoveries)
+    logits = predict_patch(state.evaluated_network, batch.image.to(job.device), amp)
+    dice = "" if record.mean_patch_dice is None else f", patch Dice {record.mean_patch_dice:.3f}"
+    draw_predictions(
+        job.run.fold(job.fold) / PICTURES / f"epoch_{record.epoch + 1:04d}.png",
+        f"fold {job.fold}, epoch {record.epoch + 1} of {job.recipe.epochs}{dice}",
+        batch.image.numpy(), batch.labels.numpy(), logits.argmax(1).cpu().numpy(), job.run.read_plan(),
+    )  # fmt: skip
 
 
 def _save(job: FoldJob, state: TrainingState, identity: str) -> None:
@@ -235,6 +269,7 @@ def _begin(job: FoldJob, plan: Plan) -> TrainingState:
     torch.manual_seed(job.seed)
     network = create_network(plan.network)
     set_scan_backend(network, job.scan)
+    set_recompute(network, job.recipe.recompute)
     return TrainingState(network, job.recipe, job.device, job.ranks)
 
 
@@ -325,11 +360,9 @@ def _resumes(job: FoldJob) -> bool:
 
 def _check_recipe(job: FoldJob) -> None:
     before = read_json(Recipe, job.run.fold(job.fold) / RECIPE_FILE)
-    changed = [name for name in Recipe.__dataclass_fields__ if getattr(before, name) != getattr(job.recipe, name)]
+    changed = job.recipe.changes_from(before)
     if changed:
-        listed = ", ".join(
-            f"{name} ({getattr(before, name)} then, {getattr(job.recipe, name)} now)" for name in changed
-        )
+        listed = ", ".join(f"{name} ({then} then, {now} now)" for name, (then, now) in changed.items())
         msg = f"Fold {job.fold} was begun with another recipe: {listed}. Restore it to continue, or delete the fold's folder."
         raise InputError(msg)
 

@@ -7,6 +7,9 @@ from typing import Literal
 
 from MambaSegLib.errors import InputError
 
+HARMLESS = ("recompute", "picture_every")
+"""Settings that may change on the way: the weights do not depend on them."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,12 +35,15 @@ class Recipe:
         batch_dice: Take the soft Dice over the batch as one image instead of per patch.
         amp: Autocast type of convolutions: "bf16", "fp16" (with a gradient scaler, GPU only) or "off". The selective
             scan stays in float32.
+        recompute: Let Mamba layers keep only their input and compute the rest again for the gradient: less memory, more
+            time, the same weights.
         ema_decay: Weights are averaged over the steps with this decay and the average is what is validated and
             exported; 0: no average.
         recoveries: How often a training whose loss is no longer a number goes back to the end of its last epoch and on
             with half the learning rate, from the second time in float32; then it stops.
         validation_every: Epochs between two quick checks on patches of the validation cases.
         validation_batches: Batches of such a check.
+        picture_every: Epochs between two pictures of predictions on such patches; 0: none.
         seed: Root of every random number. The same seed, data and software draw the same batches.
         deterministic: Use deterministic algorithms only, so that two runs on one CPU agree to the bit.
     """
@@ -58,10 +64,12 @@ class Recipe:
     augmentation: Literal["nnunet", "none"] = "nnunet"
     batch_dice: bool = False
     amp: Literal["bf16", "fp16", "off"] = "bf16"
+    recompute: bool = False
     ema_decay: float = 0.0
     recoveries: int = 3
     validation_every: int = 1
     validation_batches: int = 50
+    picture_every: int = 10
     seed: int = 12345
     deterministic: bool = False
 
@@ -75,11 +83,16 @@ class Recipe:
             _refuse(getattr(self, name) < 1, name, getattr(self, name), "1 or more")
         for name in ("learning_rate", "clip_norm"):
             _refuse(getattr(self, name) <= 0, name, getattr(self, name), "above 0")
-        for name in ("weight_decay", "minimum_learning_rate", "cosine_period", "recoveries", "seed"):
+        for name in ("weight_decay", "minimum_learning_rate", "cosine_period", "recoveries", "picture_every", "seed"):
             _refuse(getattr(self, name) < 0, name, getattr(self, name), "0 or more")
         for name in ("foreground_oversampling", "warmup_fraction"):
             _refuse(not 0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         _refuse(not 0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (off) or below 1, such as 0.999")
+
+    def changes_from(self, before: Recipe) -> dict[str, tuple[object, object]]:
+        """Settings that differ and that the weights depend on: name to (before, now)."""
+        pairs = {name: (getattr(before, name), getattr(self, name)) for name in self.__dataclass_fields__}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in HARMLESS}
 
     @property
     def iterations(self) -> int:
