@@ -30,5 +30,6 @@ class QUiLoader(QtUiTools.QUiLoader):
                 if name.startswith(("ctk", "qMRML")):
                     self.registerCustomWidget(getattr(module, name))
 
+
 # slicer.util finds the widgets of a .ui file by this PythonQt attribute.
 QtCore.QObject.name = property(lambda self: self.objectName(), lambda self, name: self.setObjectName(name))

@@ -1,0 +1,172 @@
+"""3D Slicer module: 3D segmentation with Mamba U-Nets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+
+try:
+    import MambaSegLib  # noqa: F401
+except ModuleNotFoundError:  # in a source checkout the library lies beside the module's folder
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from MambaSegmentationLib.logic import DEFAULT_MODEL, Nodes, Segmenter
+
+from MambaSegLib.model_card import DISCLAIMER
+
+if TYPE_CHECKING:
+    from MambaSegmentationLib.segmentation_run import SegmentationRun
+
+
+class MambaSegmentation(ScriptedLoadableModule):
+    """What Slicer lists."""
+
+    def __init__(self, parent: Any) -> None:
+        """Describe the module."""
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("Mamba Segmentation")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = []
+        parent.contributors = ["The MambaSegmentation developers"]
+        parent.helpText = _(
+            "Segments 3D images with Mamba U-Nets, on a CPU or a GPU: choose a model and an image, press Apply. "
+            "For research only. Not a medical device. Not for clinical use."
+        )
+        parent.acknowledgementText = _(
+            "The networks follow Lumetti et al., ISBI 2025. The training data of each model are named in its details."
+        )
+
+
+@parameterNodeWrapper
+class MambaSegmentationParameterNode:
+    """What is chosen in the window; saved with the scene. Images are node references "channel_NAME"."""
+
+    model: str = DEFAULT_MODEL
+    roi: slicer.vtkMRMLMarkupsROINode
+    output: slicer.vtkMRMLSegmentationNode
+    device: str = "auto"
+    backend: str = "auto"
+    wheelFolder: str = ""
+    mirroring: bool = False
+    uncertainty: bool = False
+    statistics: bool = False
+    show3D: bool = True
+
+
+class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
+    """For scripts; no window needed.
+
+    Examples:
+        >>> logic = MambaSegmentationLogic()  # doctest: +SKIP
+        >>> segmentation = logic.segment(volumeNode)  # doctest: +SKIP
+        >>> run = logic.segment({"FLAIR": a, "T1": b}, model="net.data", wait=False)  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        """Nothing is loaded or installed yet."""
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.segmenter = Segmenter()
+
+    def segment(
+        self,
+        nodes: Nodes,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        roiNode: Any = None,
+        wait: bool = True,
+        outputNode: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Segment a volume in another process.
+
+        Args:
+            nodes: Volume node; for a model with several channels a list in its order, or a dict by channel name.
+            model: Name of a bundled or installed model, or path of one.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            roiNode: Markups ROI to which the work is limited.
+            wait: Whether to return only when it is done.
+            outputNode: Segmentation to which the segments are added; None makes one.
+            **options: See `MambaSegmentationLib.segmentation_run.Options`.
+
+        Returns:
+            The segmentation node; with wait=False a `SegmentationRun` (poll, progress, cancel, wait).
+
+        Raises:
+            MambaSegLib.MambaSegError: What was found and what to do.
+        """
+        run: SegmentationRun = self.segmenter.start(
+            nodes, model=model, roiNode=roiNode, outputNode=outputNode, device=device, **options
+        )
+        return run.wait() if wait else run
+
+    def models(self) -> Any:
+        """All models; see `MambaSegLib.model_zoo.ListedModel`."""
+        return self.segmenter.models()
+
+    def installModel(self, source: str | Path, sha256: str | None = None, force: bool = False) -> Any:
+        """Add a model from a folder, a .zip or an address of one, once it has been checked."""
+        return self.segmenter.install(source, sha256=sha256, force=force)
+
+    def removeModel(self, name: str) -> None:
+        """Delete an installed model."""
+        self.segmenter.remove(name)
+
+
+class MambaSegmentationWidget(ScriptedLoadableModuleWidget):
+    """The window; what it does is in MambaSegmentationLib.window."""
+
+    def setup(self) -> None:
+        """Build the window when the module is opened for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        from MambaSegmentationLib.window import Window
+
+        root = slicer.util.loadUI(self.resourcePath("UI/MambaSegmentation.ui"))
+        self.layout.addWidget(root)
+        root.setMRMLScene(slicer.mrmlScene)
+        self.logic = MambaSegmentationLogic()
+        self.window = Window(root, self.logic, DISCLAIMER)
+        self.enter()
+
+    def enter(self) -> None:
+        """Show what the scene has stored; a scene that was loaded or closed has another parameter node."""
+        self.window.connect(MambaSegmentationParameterNode(self.logic.getParameterNode()))
+
+    def exit(self) -> None:
+        """Work that runs goes on."""
+        self.window.disconnect()
+
+    def cleanup(self) -> None:
+        """Slicer closes, or the module is reloaded."""
+        self.window.close()
+
+
+class MambaSegmentationTest(ScriptedLoadableModuleTest):
+    """Runs inside Slicer, with the bundled model and no download."""
+
+    def runTest(self) -> None:
+        """Segment a made-up image on an anisotropic grid and check where the result lies."""
+        import numpy as np
+
+        slicer.mrmlScene.Clear()
+        logic = MambaSegmentationLogic()
+        if not any(model.name == DEFAULT_MODEL and not model.problem for model in logic.models()):
+            self.skipTest(f"the bundled model {DEFAULT_MODEL} is not there")
+        array = np.random.default_rng(0).normal(100, 20, (40, 50, 36)).astype(np.float32)
+        volumeNode = slicer.util.addVolumeFromArray(array, ijkToRAS=np.diag([-1.0, -1.0, 1.2, 1.0]), name="made-up")
+        segmentationNode = logic.segment(volumeNode, device="cpu")
+        role = segmentationNode.GetReferenceImageGeometryReferenceRole()
+        self.assertIs(segmentationNode.GetNodeReference(role), volumeNode)
+        self.assertGreater(segmentationNode.GetSegmentation().GetNumberOfSegments(), 0)
+        self.delayDisplay("Test passed")

@@ -1,0 +1,216 @@
+"""The window, used as a person does: choosing and clicking. Stand-ins for Qt's Slicer widgets, real nodes and workers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import slicer
+
+from MambaSegLib.errors import EnvironmentProblemError
+
+MODULE_FILE = Path(__file__).parents[2] / "MambaSegmentation" / "MambaSegmentation.py"
+TALKATIVE = """if True:
+    import time
+    print('{"event": "log", "level": "warning", "message": "The voxels are unlike the training images."}')
+    print('{"event": "progress", "stage": "Predicting", "done": 1, "total": 4, "seconds_left": 9.5}')
+    print("a line of the log")
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def opened(scene, modelPath, tmp_path, monkeypatch):
+    """The module's window with one installed model; yields (window, its host widget, errors shown)."""
+    import headless_slicer
+    from MambaSegmentationLib.logic import Segmenter
+
+    created = Segmenter.__init__
+
+    def withOwnFolder(self):
+        created(self)
+        self.modelsFolder = tmp_path / "models"
+
+    monkeypatch.setattr(Segmenter, "__init__", withOwnFolder)
+    _, widget, host = headless_slicer.loadModule(MODULE_FILE)
+    widget.logic.installModel(modelPath)
+    widget.window.refreshModels()
+    errors = []
+    widget.window.showError = errors.append
+    yield widget, host, errors
+    widget.cleanup()
+
+
+@pytest.fixture
+def ready(opened, obliqueVolume):
+    """The same with the image and the model chosen, computed on the CPU."""
+    widget, _host, errors = opened
+    ui = widget.window.ui
+    ui.modelSelector.setCurrentIndex(ui.modelSelector.findData("mamba_unet_unidirectional.tiny"))
+    selector(widget.window).setCurrentNode(obliqueVolume)
+    ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData("cpu"))
+    ui.backendSelector.setCurrentIndex(ui.backendSelector.findData("pytorch"))
+    return widget.window, ui, errors
+
+
+def selector(window):
+    return window._channelSelectors["T1"]
+
+
+def until(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        slicer.app.processEvents()
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_opening_the_window_starts_and_installs_nothing(opened):
+    widget, _, errors = opened
+    assert widget.window.run is None
+    assert "Not for clinical use" in widget.window.ui.disclaimerLabel.text()
+    assert not widget.window.ui.applyButton.isEnabled()
+    assert errors == []
+
+
+def test_apply_makes_a_segmentation(ready, scene, obliqueVolume):
+    window, ui, errors = ready
+    assert ui.applyButton.isEnabled()
+    ui.uncertaintyCheck.click()
+    ui.applyButton.click()
+    assert not ui.applyButton.isEnabled()
+    assert ui.cancelButton.isEnabled()
+    until(lambda: window.run.state != "running")
+    until(ui.applyButton.isEnabled)
+    assert errors == []
+    node = scene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+    assert node.GetName() == "T1 segmentation"
+    assert ui.statusLabel.text() == "Done: T1 segmentation"
+    assert ui.progressBar.value() == 100
+    assert window.run.uncertaintyNode.GetName() == "T1 uncertainty"
+
+
+def test_cancel_shows_progress_notices_and_log_until_then_and_is_ready_again(ready, workerOf, scene):
+    window, ui, errors = ready
+    window._logic.segmenter.workerCommand = workerOf(TALKATIVE)
+    ui.applyButton.click()
+    until(lambda: "a line of the log" in ui.logText.toPlainText())
+    assert "Predicting 25 %" in ui.statusLabel.text()
+    assert "about 10 s left" in ui.statusLabel.text()
+    assert "unlike the training images" in ui.warningLabel.text()
+    ui.copyLogButton.click()
+    ui.cancelButton.click()
+    until(ui.applyButton.isEnabled, 10)
+    assert "as it was" in ui.statusLabel.text()
+    assert scene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None
+    assert errors == []
+
+
+def test_a_failure_is_shown_with_its_cause_and_the_next_apply_can_follow(ready, workerOf):
+    window, ui, errors = ready
+    window._logic.segmenter.workerCommand = workerOf("import sys; print('out of ideas', file=sys.stderr); sys.exit(5)")
+    ui.applyButton.click()
+    until(ui.applyButton.isEnabled, 30)
+    assert "out of ideas" in errors[0]
+    assert "out of ideas" in ui.logText.toPlainText()
+
+
+def test_apply_is_off_until_every_channel_has_an_image(ready):
+    window, ui, _ = ready
+    selector(window).setCurrentNode(None)
+    assert not ui.applyButton.isEnabled()
+    assert "each of its channels" in ui.applyButton.toolTip()
+
+
+def test_closing_the_scene_while_running_leaves_the_window_ready_for_another(ready, workerOf, scene):
+    window, ui, errors = ready
+    window._logic.segmenter.workerCommand = workerOf(TALKATIVE)
+    ui.applyButton.click()
+    scene.Clear(0)
+    until(lambda: window.run.state == "cancelled", 10)
+    until(lambda: "scene was closed" in ui.statusLabel.text(), 10)
+    assert ui.modelGroup.isEnabled()
+    assert not ui.applyButton.isEnabled()  # no image is left
+    assert errors == []
+
+
+def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready, monkeypatch):
+    from MambaSegmentationLib import dependencies
+
+    window, ui, errors = ready
+    asked, installed = [], []
+    monkeypatch.setattr(dependencies, "missingPackages", lambda: dependencies.PACKAGES[:1])
+    monkeypatch.setattr(dependencies, "install", lambda *a, **k: installed.append(a))
+    window.confirm = lambda title, text: bool(asked.append(text))
+    ui.applyButton.click()
+    assert len(asked) == 1
+    assert "torch" in asked[0]
+    assert installed == []
+    assert "Nothing was installed" in ui.statusLabel.text()
+    assert ui.applyButton.isEnabled()
+
+    def fail(*_, **__):
+        message = "no network"
+        raise EnvironmentProblemError(message)
+
+    monkeypatch.setattr(dependencies, "install", fail)
+    window.confirm = lambda title, text: True
+    ui.applyButton.click()
+    assert errors == ["no network"]
+
+
+def test_the_details_say_what_a_person_must_know(ready):
+    _, ui, _ = ready
+    text = ui.modelDetails.toPlainText()
+    for words in ("T1 MR", "Anterior", "Posterior", "Apache-2.0", "Testing.", "Knows nothing.", "DSC mean: 0.500"):
+        assert words in text
+
+
+def test_the_search_keeps_what_fits(ready):
+    _, ui, _ = ready
+    ui.modelSearch.setText("anterior mr")
+    assert ui.modelSelector.count() == 1
+    ui.modelSearch.setText("liver")
+    assert ui.modelSelector.findData("mamba_unet_unidirectional.tiny") == -1
+
+
+def test_choices_are_stored_in_the_scene_and_shown_again(ready, obliqueVolume, scene):
+    import headless_slicer
+
+    window, ui, _ = ready
+    ui.mirroringCheck.click()
+    window.disconnect()
+    _, widget, _host = headless_slicer.loadModule(MODULE_FILE)
+    again = widget.window
+    assert again.ui.mirroringCheck.isChecked()
+    assert again.ui.deviceSelector.currentData() == "cpu"
+    widget.cleanup()
+
+
+def test_a_model_is_installed_from_a_file_and_removed(ready, tmp_path, modelPath):
+    from MambaSegLib.bundle import load_bundle, pack_bundle
+
+    window, ui, errors = ready
+    window.confirm = lambda title, text: True
+    ui.removeButton.click()
+    assert ui.modelSelector.findData("mamba_unet_unidirectional.tiny") == -1
+    pack_bundle(load_bundle(modelPath), tmp_path / "model.zip")
+    window.chooseFile = lambda: str(tmp_path / "model.zip")
+    ui.installButton.click()
+    assert ui.modelSelector.currentData() == "mamba_unet_unidirectional.tiny"
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    window.chooseFile = lambda: str(tmp_path / "bad.zip")
+    ui.installButton.click()
+    assert len(errors) == 1
+    assert "bad.zip" in errors[0]
+
+
+def test_the_window_can_be_looked_at(ready, opened, tmp_path):
+    _, host, _ = opened
+    host.resize(460, 900)
+    host.show()
+    slicer.app.processEvents()
+    picture = host.grab()
+    assert picture.save(str(tmp_path / "window.png"))
+    assert len({picture.toImage().pixel(x, y) for x in range(0, 460, 7) for y in range(0, 900, 7)}) > 10
