@@ -137,18 +137,21 @@ class MambaSegmentationWidget(ScriptedLoadableModuleWidget):
         root.setMRMLScene(slicer.mrmlScene)
         self.logic = MambaSegmentationLogic()
         self.window = Window(root, self.logic, DISCLAIMER)
+        scene = slicer.mrmlScene
+        # A closed or loaded scene has other choices stored.
+        self._sceneTags = [
+            scene.AddObserver(event, lambda *_: self.enter()) for event in (scene.EndCloseEvent, scene.EndImportEvent)
+        ]
         self.enter()
 
     def enter(self) -> None:
         """Show what the scene has stored; a scene that was loaded or closed has another parameter node."""
         self.window.connect(MambaSegmentationParameterNode(self.logic.getParameterNode()))
 
-    def exit(self) -> None:
-        """Work that runs goes on."""
-        self.window.disconnect()
-
     def cleanup(self) -> None:
         """Slicer closes, or the module is reloaded."""
+        for tag in self._sceneTags:
+            slicer.mrmlScene.RemoveObserver(tag)
         self.window.close()
 
 

@@ -25,6 +25,13 @@ from MambaSegLib.volume import Labels, Volume
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+_CENTROIDS = {
+    "centroid_x_mm": ("centroid_R_mm", -1.0),
+    "centroid_y_mm": ("centroid_A_mm", -1.0),
+    "centroid_z_mm": ("centroid_S_mm", 1.0),
+}
+"""Column of the library (LPS) -> column and sign in Slicer (RAS)."""
+
 Bounds = tuple[float, float, float, float, float, float]
 
 
@@ -212,12 +219,15 @@ def volumeNodeFromArray(
 
 
 def tableNodeFromCsv(path: Path, reference: slicer.vtkMRMLScalarVolumeNode, name: str) -> slicer.vtkMRMLTableNode:
-    """Add a table of numbers and texts to the scene; a column of numbers becomes one of numbers."""
+    """Add the library's table of statistics to the scene; numbers become numbers, centroids RAS as Slicer shows them."""
     with path.open(newline="", encoding="utf-8") as stream:
         header, *rows = csv.reader(stream)
     node = reference.GetScene().AddNewNodeByClass("vtkMRMLTableNode", name)
     for number, title in enumerate(header):
         cells = [row[number] for row in rows]
+        if title in _CENTROIDS:
+            title, sign = _CENTROIDS[title]
+            cells = [repr(sign * float(cell)) if cell else "nan" for cell in cells]
         column = vtk.vtkDoubleArray() if all(map(_isNumber, cells)) else vtk.vtkStringArray()
         column.SetName(title)
         for cell in cells:

@@ -258,12 +258,17 @@ def test_a_region_that_misses_the_image_is_refused(addVolume, scene):
         conversion.regionBounds(scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region"), node)
 
 
-def test_a_table_keeps_numbers_as_numbers(obliqueVolume, tmp_path):
+def test_a_table_keeps_numbers_as_numbers_and_gives_centers_in_ras(obliqueVolume, tmp_path):
     path = tmp_path / "table.csv"
-    path.write_text("name,volume_ml\nhead,1.5\ntail,0.25\n", encoding="utf-8")
+    text = "name,volume_ml,centroid_x_mm,centroid_z_mm\nhead,1.5,-3.5,4\ntail,0.25,,\n"
+    path.write_text(text, encoding="utf-8")
     table = conversion.tableNodeFromCsv(path, obliqueVolume, "Volumes").GetTable()
     assert table.GetColumnByName("name").GetValue(1) == "tail"
     assert table.GetColumnByName("volume_ml").GetValue(1) == 0.25
+    # LPS x = -3.5 is 3.5 mm to the right; S is z. A structure without voxels has no center.
+    assert table.GetColumnByName("centroid_R_mm").GetValue(0) == 3.5
+    assert table.GetColumnByName("centroid_S_mm").GetValue(0) == 4
+    assert np.isnan(table.GetColumnByName("centroid_R_mm").GetValue(1))
 
 
 def test_a_new_image_lies_on_the_old_ones_grid(obliqueVolume, rng):

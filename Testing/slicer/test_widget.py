@@ -131,6 +131,7 @@ def test_closing_the_scene_while_running_leaves_the_window_ready_for_another(rea
     until(lambda: window.run.state == "cancelled", 10)
     until(lambda: "scene was closed" in ui.statusLabel.text(), 10)
     assert ui.modelGroup.isEnabled()
+    assert ui.deviceSelector.currentData() == window._parameters.device
     assert not ui.applyButton.isEnabled()  # no image is left
     assert errors == []
 
@@ -169,7 +170,7 @@ def test_the_details_say_what_a_person_must_know(ready):
 
 def test_the_search_keeps_what_fits(ready):
     _, ui, _ = ready
-    ui.modelSearch.setText("anterior mr")
+    ui.modelSearch.setText("halves T1")
     assert ui.modelSelector.count() == 1
     ui.modelSearch.setText("liver")
     assert ui.modelSelector.findData("mamba_unet_unidirectional.tiny") == -1

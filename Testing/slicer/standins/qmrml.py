@@ -52,8 +52,9 @@ class qMRMLNodeComboBox(qt.QComboBox):
         if scene is self._scene:
             return
         self._scene = scene
-        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent):
-            scene.AddObserver(event, lambda *_: self.refresh())
+        events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent)
+        tags = [scene.AddObserver(event, lambda *_: self.refresh()) for event in events]
+        self.destroyed.connect(lambda *_: [scene.RemoveObserver(tag) for tag in tags])
         self.refresh()
 
     def refresh(self) -> None:
