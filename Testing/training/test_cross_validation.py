@@ -83,7 +83,7 @@ def test_one_failed_fold_leaves_the_others_and_a_second_call_finishes_it(tmp_pat
     (run / "repaired").touch()
     second = cross_validate(tasks, settings, tmp_path / "jobs", work=step_work)
     assert [outcome.status for outcome in second] == ["was done", "done", "was done"]
-    assert (run / "fold_0" / "steps.txt").read_text().count("train") == 1
+    assert (run / "fold_0" / "steps.txt").read_text().count("train ") == 1
     assert "1 done, 2 was done" in outcome_table(second)
 
 
