@@ -10,11 +10,15 @@ WINDOW = 50
 """Reports the estimate looks back on: few enough to follow a laptop that throttles, enough to even out jitter."""
 
 
+WARM_UP_S = 30.0
+"""Compilation, the choice of algorithms and caches filling up take up to this long within the first step."""
+
+
 class TimeEstimate:
     """Seconds left of a job of equal steps.
 
-    The time until the first report is left out as soon as there is a second one: it holds compilation, the choice of
-    algorithms and caches filling up, which can take longer than all the rest.
+    The time until the first report is left out as soon as there is a second one, as it holds the warm-up, which can
+    take longer than all the rest. By itself it counts only where steps take much longer than a warm-up.
     """
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,11 +33,13 @@ class TimeEstimate:
         self._start = clock()
         self._reports: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
-    def seconds_left(self, done: int) -> float:
-        """Report that `done` steps are finished now, and estimate the time for the others."""
+    def seconds_left(self, done: int) -> float | None:
+        """Report that `done` steps are finished now, and estimate the time for the others; None while unknown."""
         now = self._clock()
         since, start = self._reports[0] if self._reports else (0, self._start)
         self._reports.append((done, now))
-        if done <= since:
-            return 0.0 if done >= self._total else (now - self._start) * (self._total - done)
+        if done >= self._total:
+            return 0.0
+        if done <= since or (since == 0 and now - start < WARM_UP_S):
+            return None
         return (now - start) / (done - since) * (self._total - done)

@@ -148,7 +148,9 @@ class EventReporter:
 
 
 def progress_line(progress: Progress) -> str:
-    """E.g. "Predicting 37 % (3 of 8), about 2 min left"."""
+    """E.g. "Predicting 37 % (3 of 8), about 2 min left"; just "Reading" where there is one step."""
+    if progress.total <= 1:
+        return progress.stage
     share = 100 * progress.done // max(progress.total, 1)
     left = "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
     return f"{progress.stage} {share} % ({progress.done} of {progress.total}){left}"

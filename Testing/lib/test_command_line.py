@@ -84,7 +84,7 @@ def test_a_volume_is_segmented_with_names_statistics_and_uncertainty(
     assert f"{NAME} 1.0.0: {output}" in captured.out
     assert "Not a medical device" in captured.out
     assert "scan backend pytorch" in captured.out
-    assert "Predicting 100 % (1 of 1)" in captured.err or "Predicting 0 % (0 of 1)" in captured.err
+    assert "Predicting" in captured.err
 
 
 def test_events_are_json_lines_that_end_in_the_result(

@@ -348,6 +348,12 @@ def run_estimate(durations, batch=1):
     return found
 
 
+def test_a_first_tile_that_may_be_mostly_compilation_tells_nothing():
+    assert [left for _, left, _ in run_estimate([12.0, 1.0, 1.0, 1.0])] == [None, 2.0, 1.0, 0.0]
+    assert [left for _, left, _ in run_estimate([60.0, 50.0, 50.0])] == [120.0, 50.0, 0.0]
+    assert [left for _, left, _ in run_estimate([12.0])] == [0.0]
+
+
 @pytest.mark.parametrize(
     "durations",
     [
