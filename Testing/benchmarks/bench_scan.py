@@ -3,7 +3,8 @@
     python Testing/benchmarks/bench_scan.py                      # all stages, about ten minutes
     python Testing/benchmarks/bench_scan.py --stages s1n16 --repeats 3 --output results/scan
 
-Prints a Markdown table and writes it to OUTPUT.md, with every single measurement in OUTPUT.json. Sequences are shortened
+"reference" is the formula of mamba-ssm's `selective_scan_ref`; "sequential" is this library's own specification, which
+holds one step at a time. Prints a Markdown table and writes it to OUTPUT.md, with every single measurement in OUTPUT.json. Sequences are shortened
 (cost is linear in length), the sequential PyTorch loop more than the others: the unit is state updates per second.
 """
 
@@ -23,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from MambaSegLib.scan import numba_backend, pytorch_backend
-from MambaSegLib.scan.order import NATURAL_ORDER
+from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -42,14 +44,44 @@ class Stage:
 
 
 STAGES = {
-    "s1n16": Stage(1_769_472, 64, 16, 55_296, 6_912),
-    "s1n32": Stage(1_769_472, 64, 32, 55_296, 6_912),
-    "s2": Stage(442_368, 128, 64, 13_824, 3_456),
-    "s3": Stage(55_296, 256, 128, 3_456, 1_728),
-    "s4": Stage(6_912, 512, 256, 864, 432),
-    "s5": Stage(864, 640, 256, 432, 216),
+    "s1n16": Stage(1_769_472, 64, 16, 221_184, 6_912),
+    "s1n32": Stage(1_769_472, 64, 32, 221_184, 6_912),
+    "s2": Stage(442_368, 128, 64, 55_296, 3_456),
+    "s3": Stage(55_296, 256, 128, 13_824, 1_728),
+    "s4": Stage(6_912, 512, 256, 3_456, 432),
+    "s5": Stage(864, 640, 256, 864, 216),
 }
+
+
+def reference_formula(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    softplus: bool,
+    grid: tuple[int, int, int],
+    order: ScanOrder,
+) -> tuple[Tensor, Tensor]:
+    """How mamba-ssm's `selective_scan_ref` computes, written anew: all decays and inputs at once, then a loop."""
+    del softplus, grid, order
+    delta = functional.softplus(delta + delta_bias[:, None])
+    decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    inputs = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    state = inputs.new_zeros(inputs.shape[0], *A.shape)
+    outputs = []
+    for t in range(u.shape[2]):
+        state = decays[:, :, t] * state + inputs[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
+    return (torch.stack(outputs, 2) + u * D[:, None]) * functional.silu(z), state
+
+
+LOOPS = ("reference", "sequential")
 FORMS: dict[str, Scan] = {
+    "reference": reference_formula,
     "sequential": pytorch_backend.selective_scan_sequential,
     "chunked": pytorch_backend.selective_scan_chunked,
     "numba": numba_backend.selective_scan,
@@ -104,9 +136,9 @@ def runner(form: Scan, tensors: list[Tensor], gradient: bool) -> Callable[[], No
 
 def measure(name: str, stage: Stage, gradient: bool, repeats: int) -> list[Measurement]:
     """All forms, taking turns, so that a busy moment of the computer meets them alike."""
-    lengths = {form: stage.loop_length if form == "sequential" else stage.length for form in FORMS}
-    if gradient:  # the loop's backward pass keeps every state
-        lengths["sequential"] //= 4
+    # The loops' backward passes keep every state, and the reference formula's takes time with the square of the length.
+    loop_length = stage.loop_length // 8 if gradient else stage.loop_length
+    lengths = {form: loop_length if form in LOOPS else stage.length for form in FORMS}
     runners = {form: runner(FORMS[form], make(stage, lengths[form]), gradient) for form in FORMS}
     for run in runners.values():
         run()
@@ -123,17 +155,18 @@ def measure(name: str, stage: Stage, gradient: bool, repeats: int) -> list[Measu
 def table(measurements: list[Measurement]) -> str:
     """Markdown: rates and how many times faster numba is."""
     lines = [
-        "| stage | D x N | pass | sequential G/s | chunked G/s | numba G/s | numba / sequential | numba / chunked |",
-        "|---|---|---|---|---|---|---|---|",
+        "| stage | D x N | pass | reference G/s | sequential G/s | chunked G/s | numba G/s | x reference | x sequential "
+        + "| x chunked |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for start in range(0, len(measurements), len(FORMS)):
         group = measurements[start : start + len(FORMS)]
-        loop, chunked, fast = (m.rate for m in group)
+        formula, loop, chunked, fast = (m.rate for m in group)
         stage = STAGES[group[0].stage]
         what = "forward + backward" if group[0].gradient else "forward"
         lines.append(
-            f"| {group[0].stage} | {stage.channels} x {stage.states} | {what} | {loop:.4f} | {chunked:.3f} | {fast:.2f} "
-            f"| {fast / loop:.0f} | {fast / chunked:.0f} |"
+            f"| {group[0].stage} | {stage.channels} x {stage.states} | {what} | {formula:.4f} | {loop:.4f} "
+            f"| {chunked:.3f} | {fast:.2f} | {fast / formula:.0f} | {fast / loop:.0f} | {fast / chunked:.0f} |"
         )
     return "\n".join(lines)
 
