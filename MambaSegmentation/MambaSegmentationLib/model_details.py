@@ -8,6 +8,20 @@ from MambaSegLib.manifest import BundleManifest, Metric
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Label
 
+OPEN_LICENSES = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
+"""Licenses of weights that allow any use, commercial use too."""
+
+
+def licenseQuestion(model: ListedModel) -> str:
+    """What to ask a person who installs a model whose weights may not be used for everything; "" if they may."""
+    if model.manifest is None or model.manifest.provenance.weights_license in OPEN_LICENSES:
+        return ""
+    found = model.manifest.provenance.weights_license
+    return (
+        f'The weights of {model.name} are under the license "{found}", which may forbid some uses, such as commercial '
+        "ones. Do you accept it and keep the model?"
+    )
+
 
 def modelTitle(model: ListedModel) -> str:
     """Line of the model picker."""

@@ -234,7 +234,6 @@ class SegmentationRun:
         labels = conversion.withSource(read_labels(self._output("labels.seg.nrrd")), self._name)
         uncertainty = read_volume(self._output("uncertainty.nrrd")).array[0] if options.uncertainty else None
         scene = reference.GetScene()
-        scene.SaveStateForUndo()
         self.segmentationNode = conversion.segmentationFromLabels(labels, reference, self._request.outputNode)
         if uncertainty is not None:
             name = scene.GetUniqueNameByString(f"{self._name} uncertainty")

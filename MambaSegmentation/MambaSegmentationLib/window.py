@@ -21,7 +21,7 @@ from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.scan import BACKENDS
 from MambaSegmentationLib import dependencies
 from MambaSegmentationLib.logic import suggestedNodes
-from MambaSegmentationLib.model_details import matches, modelHtml, modelTitle
+from MambaSegmentationLib.model_details import licenseQuestion, matches, modelHtml, modelTitle
 from MambaSegmentationLib.segmentation_run import SegmentationRun
 
 POLL_MS = 100
@@ -279,6 +279,12 @@ class Window:
         path = self.chooseFile()
         if path:
             model = self._logic.installModel(path)
+            question = licenseQuestion(model)
+            if question and not self.confirm(_("License of the model"), question):
+                self._logic.removeModel(model.name)
+                self.refreshModels()
+                self.ui.statusLabel.setText(_("{name} was not kept.").format(name=model.name))
+                return
             self._store("model", model.name)
             self.ui.modelSearch.setText("")
             self.refreshModels()

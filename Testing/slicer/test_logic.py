@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import time
 from pathlib import Path
@@ -207,6 +208,19 @@ def test_images_are_taken_in_order_or_by_name(modelPath, image):
     for wrong in ([image, image], [], [None], {"T2": image}):
         with pytest.raises(InputError, match=r"unidirectional\.tiny needs 1 image\(s\): T1"):
             orderedNodes(wrong, bundle)
+
+
+def test_a_full_disk_is_said_before_a_process_is_started_and_leaves_nothing(segmenter, image, scene, monkeypatch):
+    from MambaSegLib import label_writing
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    nodes, before = contents(scene), folders()
+    monkeypatch.setattr(label_writing, "new_file", full)
+    with pytest.raises(EnvironmentProblemError, match="disk is full"):
+        start(segmenter, image)
+    assert (contents(scene), folders()) == (nodes, before)
 
 
 def test_unknown_options_are_refused_with_the_known_ones(segmenter, image):

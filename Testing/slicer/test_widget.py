@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -205,6 +206,29 @@ def test_a_model_is_installed_from_a_file_and_removed(ready, tmp_path, modelPath
     ui.installButton.click()
     assert len(errors) == 1
     assert "bad.zip" in errors[0]
+
+
+def test_weights_that_may_not_be_used_for_everything_are_kept_only_if_the_license_is_accepted(
+    opened, tmp_path, modelPath
+):
+    widget, _, errors = opened
+    window, ui = widget.window, widget.window.ui
+    window._logic.removeModel("mamba_unet_unidirectional.tiny")
+    folder = tmp_path / "restricted"
+    shutil.copytree(modelPath, folder)
+    text = (folder / "bundle.json").read_text(encoding="utf-8")
+    (folder / "bundle.json").write_text(text.replace('"Apache-2.0"', '"CC-BY-NC-4.0"'), encoding="utf-8")
+    asked = []
+    window.chooseFile = lambda: str(folder)
+    window.confirm = lambda title, question: bool(asked.append(question))
+    ui.installButton.click()
+    assert "CC-BY-NC-4.0" in asked[0]
+    assert ui.modelSelector.findData("mamba_unet_unidirectional.tiny") == -1
+    assert "not kept" in ui.statusLabel.text()
+    window.confirm = lambda title, question: True
+    ui.installButton.click()
+    assert ui.modelSelector.currentData() == "mamba_unet_unidirectional.tiny"
+    assert errors == []
 
 
 def test_the_window_can_be_looked_at(ready, opened, tmp_path):
