@@ -4,6 +4,9 @@ Each case runs in a process of its own, because a process never gives back its p
 convolution, so memory and time are those of preprocessing, tiles, sums, resampling and labels.
 
     python Testing/benchmarks/bench_memory.py [--case NAME] [--json FILE]
+
+Measured peaks for a 512 x 512 x 600 CT and 14 structures, tiles of 128^3, two CPU cores: 2.02 GiB resampled to 1.5 mm,
+2.18 GiB with uncertainty, 3.67 GiB at the scanner's own voxels. 0.51 GiB of each are PyTorch and the image itself.
 """
 
 from __future__ import annotations
