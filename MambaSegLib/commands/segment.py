@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from MambaSegLib.commands.session import (
 )
 from MambaSegLib.model_card import DISCLAIMER
 from MambaSegLib.progress import Progress
+from MambaSegLib.volume import Volume
 
 if TYPE_CHECKING:
     from MambaSegLib.label_statistics import LabelStatistics
@@ -91,11 +92,17 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     for notice in prediction.notices:
         reporter.log("warning", notice)
     reporter.progress(Progress("Writing", 0, 1, 0.0))
-    statistics = write_outputs(prediction, volume, outputs)
+    statistics = write_outputs(prediction, _named(volume, bundle), outputs)
     reporter.progress(Progress("Writing", 1, 1, 0.0))
     details = result_details(bundle, predictor.folds, prediction, outputs, statistics)
     reporter.result(_summary(bundle, prediction, outputs, statistics), **details)
     return 0
+
+
+def _named(volume: Volume, bundle: Bundle) -> Volume:
+    """The volume with its channels named, by the model where the command line did not; their number is checked."""
+    names = tuple(channel.name for channel in bundle.manifest.plan.channels)
+    return volume if volume.channels else replace(volume, channels=names)
 
 
 def result_details(

@@ -77,6 +77,7 @@ def test_a_volume_is_segmented_with_names_statistics_and_uncertainty(
     counts = np.bincount(labels.array.ravel(), minlength=3)[1:]
     assert [int(row["voxels"]) for row in rows] == counts.tolist()
     assert [float(row["volume_ml"]) for row in rows] == pytest.approx((counts * 1.5 / 1000).tolist())
+    assert "T1 mean" in table.read_text(encoding="utf-8").splitlines()[0], "channels have the model's names"
     uncertainty = read_volume(sure).array
     assert 0 <= uncertainty.min() <= uncertainty.max() <= 1
     assert uncertainty.max() > 0
