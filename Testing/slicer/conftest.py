@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import pytest
 
 from MambaSegLib.geometry import Geometry
 
+sys.path.append(str(Path(__file__).parent))
+from slicer_requirements import MISSING
+
 HERE = Path(__file__).parent
 MODULE_FOLDER = HERE.parents[1] / "MambaSegmentation"
-MISSING = [name for name in ("slicer", "PySide6") if importlib.util.find_spec(name) is None]
 
 collect_ignore_glob = ["standins/*"]
 
@@ -30,6 +32,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 if not MISSING:
     for folder in (MODULE_FOLDER, HERE / "standins"):
         sys.path.append(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _ownTemporaryFolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run leaves behind is looked for in a folder no other test uses."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture

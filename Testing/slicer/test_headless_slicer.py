@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
-
-MISSING = [name for name in ("slicer", "PySide6") if importlib.util.find_spec(name) is None]
+from slicer_requirements import MISSING
 
 
 @pytest.mark.skipif(
