@@ -12,11 +12,13 @@ from MambaSegTraining.settings import read_settings
 
 from MambaSegLib.errors import InputError
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "Training" / "configs").glob("*.toml"))
+TRAINING = Path(__file__).resolve().parents[2] / "Training"
+CONFIGS = sorted((TRAINING / "configs").glob("*.toml"))
+STUDIES = sorted((TRAINING / "studies").glob("*/configs/*.toml"))
 PAPER = Recipe(epochs=300, iterations_per_epoch=1, schedule_step="epoch")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=lambda path: path.stem)
 def test_every_configuration_that_is_shipped_can_be_read(path):
     assert read_settings(path).recipe.epochs >= 1
 
@@ -102,3 +104,29 @@ def test_one_cycle_equals_pytorchs():
 def test_a_schedule_by_epoch_keeps_the_rate_within_one():
     recipe = replace(PAPER, iterations_per_epoch=10)
     assert learning_rate(recipe, 10) == learning_rate(recipe, 19) != learning_rate(recipe, 20)
+
+
+def test_a_configuration_changes_single_keys_of_its_base_and_keeps_the_rest(tmp_path):
+    (tmp_path / "base.toml").write_text(
+        'name = "base"\n[network]\nname = "mamba_unet_unidirectional"\nfeatures = [8, 16]\noptions = { preset = "paper" }\n'
+        "[recipe]\nepochs = 7\n"
+    )
+    (tmp_path / "sub").mkdir()
+    changed = tmp_path / "sub" / "changed.toml"
+    changed.write_text('base = "../base.toml"\nname = "changed"\n[network]\nfeatures = [4]\noptions = {}\n')
+    settings = read_settings(changed)
+    assert (settings.name, settings.recipe.epochs, settings.network.name) == ("changed", 7, "mamba_unet_unidirectional")
+    assert (settings.network.features, settings.network.options) == ((4,), {})
+
+
+def test_configurations_that_are_each_others_base_are_refused(tmp_path):
+    (tmp_path / "a.toml").write_text('base = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n')
+    with pytest.raises(InputError, match=r"a\.toml, b\.toml, a\.toml are each other's base"):
+        read_settings(tmp_path / "a.toml")
+
+
+def test_a_missing_base_is_named(tmp_path):
+    (tmp_path / "a.toml").write_text('base = "nowhere.toml"\n')
+    with pytest.raises(InputError, match=r"nowhere\.toml does not exist"):
+        read_settings(tmp_path / "a.toml")

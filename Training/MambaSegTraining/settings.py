@@ -146,20 +146,51 @@ class Settings:
 def read_settings(path: Path) -> Settings:
     """Read a TOML configuration file.
 
+    `base = "other.toml"` at its top takes that file's settings first; its path is relative to this file. Each table then
+    needs only the keys that differ.
+
     Raises:
         InputError: If it is missing, is not TOML, or says something unknown; the message names the place.
     """
+    return from_json(Settings, _read_tables(path, ()), str(path))
+
+
+def _read_tables(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in above:
+        msg = f"The configurations {', '.join(one.name for one in (*above, path))} are each other's base."
+        raise InputError(msg)
+    data = _read_toml(path)
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    if not isinstance(base, str):
+        msg = f"{path}: base must be the path of another configuration, got {base!r}."
+        raise InputError(msg)
+    return _laid_over(_read_tables(path.parent / base, (*above, path)), data)
+
+
+def _laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Top-level tables are merged key by key; a key's value, be it a list or a table such as network.options, is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(base.get(key), dict) and isinstance(value, dict)
+        merged[key] = {**base[key], **value} if both else value
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     toml: Any
     if sys.version_info >= (3, 11):
         import tomllib as toml
     else:
         import tomli as toml
     try:
-        data = toml.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         msg = f"The configuration {path} does not exist."
         raise InputError(msg) from error
     except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"{path} is not TOML: {error}."
         raise InputError(msg) from error
-    return from_json(Settings, data, str(path))
+    return tables
