@@ -65,4 +65,6 @@ $(VENV)/.stamp-demo: $(SET_UP_FILES) $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-dev: $(SET_UP_FILES) $(VENV)/.stamp-torch
 	$(PIP) -c $(CONSTRAINTS) -e '.[dev]'
+	@# nnU-Net's own networks, which ours are compared with: these need none of the packages this one asks for.
+	$(PIP) -c $(CONSTRAINTS) --no-deps dynamic-network-architectures
 	@touch $(VENV)/.stamp-demo $@

@@ -6,9 +6,9 @@ A network takes (B, C, Z, Y, X) and returns a tuple of logits (B, K, ...), fines
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from MambaSegLib.errors import InputError
 
@@ -21,27 +21,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkEntry:
-    """One row of the network table.
+    """One row of the network table. Functions are "module:function" below this package.
 
     Attributes:
         name: What plans, bundles and commands call it.
-        builder: "module:function" below this package; the function maps a NetworkPlan to a network.
+        builder: Maps a `NetworkPlan` to a network.
         source: Where the architecture was published.
+        resolver: Maps a `NetworkPlan` to one that has every option written out, and refuses what the builder would.
+        patch_divisor: Maps a `NetworkPlan` to the numbers its patch must be a multiple of, per axis.
     """
 
     name: str
     builder: str
     source: str
+    resolver: str = "options:refuse_options"
+    patch_divisor: str = "contract:stride_product"
 
 
 _MAMBAS = "Lumetti et al., Accurate 3D Medical Image Segmentation with Mambas, ISBI 2025"
+_MAMBA_OPTIONS = "mamba_options:resolve"
 
 NETWORKS: dict[str, NetworkEntry] = {
     entry.name: entry
     for entry in (
-        NetworkEntry("mamba_unet_unidirectional", "mamba_unet:build_unidirectional", _MAMBAS),
-        NetworkEntry("mamba_unet_bidirectional", "mamba_unet:build_bidirectional", _MAMBAS),
-        NetworkEntry("mamba_unet_multidirectional", "mamba_unet:build_multidirectional", _MAMBAS),
+        NetworkEntry("mamba_unet_unidirectional", "mamba_unet:build_unidirectional", _MAMBAS, _MAMBA_OPTIONS),
+        NetworkEntry("mamba_unet_bidirectional", "mamba_unet:build_bidirectional", _MAMBAS, _MAMBA_OPTIONS),
+        NetworkEntry("mamba_unet_multidirectional", "mamba_unet:build_multidirectional", _MAMBAS, _MAMBA_OPTIONS),
+        NetworkEntry("nnunet", "nnunet:build_plain", "Isensee et al., nnU-Net, Nature Methods 2021"),
+        NetworkEntry(
+            "nnunet_resenc", "nnunet:build_residual_encoder", "Isensee et al., nnU-Net Revisited, MICCAI 2024 (ResEnc)"
+        ),
     )
 }
 """A literal table: it lists without PyTorch, and a downloaded plan can ask for nothing that is not in it."""
@@ -52,33 +61,43 @@ def list_networks() -> tuple[NetworkEntry, ...]:
     return tuple(NETWORKS.values())
 
 
-def _builder(name: str) -> Callable[[NetworkPlan], SegmentationNetwork]:
+def _entry(name: str) -> NetworkEntry:
     if name not in NETWORKS:
         msg = f"There is no network named {name!r}. Known networks: {', '.join(NETWORKS)}."
         raise InputError(msg)
-    module, function = NETWORKS[name].builder.split(":")
-    return cast(
-        "Callable[[NetworkPlan], SegmentationNetwork]", getattr(import_module(f"{__name__}.{module}"), function)
-    )
+    return NETWORKS[name]
+
+
+def _function(reference: str) -> Callable[[NetworkPlan], Any]:
+    module, function = reference.split(":")
+    return cast("Callable[[NetworkPlan], Any]", getattr(import_module(f"{__name__}.{module}"), function))
 
 
 def create_network(plan: NetworkPlan) -> SegmentationNetwork:
     """Build the network a plan describes, with freshly initialized weights.
 
     Raises:
-        InputError: If the name is not in the table, or the plan holds an option its builder refuses.
+        InputError: If the name is not in the table, the plan holds an option its builder refuses, or a patch it cannot
+            take; the message says which patch it could.
     """
-    return _builder(plan.name)(plan)
+    entry = _entry(plan.name)
+    suitable = fit_patch(plan).patch_size
+    if suitable != plan.patch_size:
+        msg = f"The network {plan.name} cannot take the patch {plan.patch_size}; the next larger it can is {suitable}."
+        raise InputError(msg)
+    return cast("SegmentationNetwork", _function(entry.builder)(plan))
 
 
 def resolve_plan(plan: NetworkPlan) -> NetworkPlan:
     """Write out every option a plan leaves to its preset, so that stored weights never depend on later defaults."""
-    if plan.name.startswith("mamba_unet_"):
-        from MambaSegLib.networks.options import resolve_mamba_options
+    return cast("NetworkPlan", _function(_entry(plan.name).resolver)(plan))
 
-        return resolve_mamba_options(plan)[0]
-    _builder(plan.name)
-    return plan
+
+def fit_patch(plan: NetworkPlan) -> NetworkPlan:
+    """The plan with its patch enlarged, axis by axis, to the next size its network can take."""
+    divisor = _function(_entry(plan.name).patch_divisor)(plan)
+    z, y, x = (-(-size // step) * step for size, step in zip(plan.patch_size, divisor, strict=True))
+    return replace(plan, patch_size=(z, y, x))
 
 
 def set_scan_backend(network: SegmentationNetwork, backend: str) -> None:

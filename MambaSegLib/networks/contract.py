@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from MambaSegLib.plan import IntTriple
+    from MambaSegLib.plan import IntTriple, NetworkPlan
 
 
 class SegmentationNetwork(nn.Module):
@@ -29,6 +30,12 @@ class SegmentationNetwork(nn.Module):
             Logits (B, K, Z', Y', X'), finest first; the first has the image's size. One without deep supervision.
         """
         raise NotImplementedError
+
+
+def stride_product(plan: NetworkPlan) -> IntTriple:
+    """By how much the deepest stage of a plan is smaller than the patch, per axis."""
+    z, y, x = (prod(axis) for axis in zip(*(stage.stride for stage in plan.stages), strict=True))
+    return z, y, x
 
 
 def require_divisible(shape: tuple[int, ...], divisor: IntTriple) -> None:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from MambaSegLib.networks.mamba import MambaLayer3d
-from MambaSegLib.networks.options import resolve_mamba_options
-from MambaSegLib.networks.unet import ResidualUNet
+from MambaSegLib.networks.mamba_options import resolve_mamba_options
+from MambaSegLib.networks.unet import ResidualEncoder, UNet, UNetDecoder, residual_blocks
 
 if TYPE_CHECKING:
     from MambaSegLib.plan import NetworkPlan
 
 
-def _build(plan: NetworkPlan) -> ResidualUNet:
+def _build(plan: NetworkPlan) -> UNet:
     plan, options = resolve_mamba_options(plan)
     placed = options.mamba_stages or range(len(plan.stages))
     layers: list[nn.Module] = [
@@ -34,19 +34,23 @@ def _build(plan: NetworkPlan) -> ResidualUNet:
         else nn.Identity()
         for index, stage in enumerate(plan.stages)
     ]
-    return ResidualUNet(plan, layers)
+    return UNet(
+        plan,
+        ResidualEncoder(plan.in_channels, plan.stages, layers),
+        UNetDecoder(plan.stages, plan.out_channels, plan.deep_supervision, residual_blocks),
+    )
 
 
-def build_unidirectional(plan: NetworkPlan) -> ResidualUNet:
+def build_unidirectional(plan: NetworkPlan) -> UNet:
     """Unidirectional: every layer scans in memory order, once."""
     return _build(plan)
 
 
-def build_bidirectional(plan: NetworkPlan) -> ResidualUNet:
+def build_bidirectional(plan: NetworkPlan) -> UNet:
     """Bidirectional: memory order, forward and backward, with weights of their own."""
     return _build(plan)
 
 
-def build_multidirectional(plan: NetworkPlan) -> ResidualUNet:
+def build_multidirectional(plan: NetworkPlan) -> UNet:
     """Multidirectional: several axis permutations, averaged."""
     return _build(plan)

@@ -1,114 +1,61 @@
-"""Options of the Mamba U-Nets: two presets and what may be changed about them."""
+"""Options of a plan's network: read into a record that names each of them, and written out again."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks.mamba import HeadKind
-from MambaSegLib.scan.order import ScanPath
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from MambaSegLib.plan import NetworkPlan, OptionValue
 
-
-@dataclass(frozen=True)
-class MambaOptions:
-    """How the Mamba layers of a network look.
-
-    Attributes:
-        scan_orders: Scan paths as text, "HWD:forward", "HDW:both", ...; their results are averaged.
-        d_state_max: A stage with C channels has min(C, d_state_max) states.
-        outer_norm: Normalize the tokens before the layer, its residual included.
-        head: "linear" or "mlp" (two linear layers with GELU between).
-        mamba_stages: Encoder stages followed by a Mamba layer, 0 the finest; empty means all.
-    """
-
-    scan_orders: tuple[str, ...]
-    d_state_max: int
-    outer_norm: bool
-    head: HeadKind
-    mamba_stages: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
-        if not self.scan_orders or len(set(self.scan_orders)) != len(self.scan_orders):
-            msg = f"scan_orders must name at least one path, none twice; got {self.scan_orders}"
-            raise InputError(msg)
-        if self.d_state_max < 1:
-            msg = f"d_state_max must be at least 1, got {self.d_state_max}"
-            raise InputError(msg)
-        if self.head not in get_args(HeadKind):
-            msg = f"head must be one of {', '.join(get_args(HeadKind))}, got {self.head!r}"
-            raise InputError(msg)
-        try:
-            self.paths()
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    def paths(self) -> tuple[ScanPath, ...]:
-        """Read `scan_orders`."""
-        return tuple(ScanPath.parse(text) for text in self.scan_orders)
+Options = TypeVar("Options")
 
 
-# As the text and figures of the paper say. It leaves the state size open: Mamba's own default, 16, is taken.
-_PAPER_MULTI = ("HWD:forward", "HDW:forward", "WHD:forward", "DWH:forward")
-# As the authors' published code computes: its fourth permutation is DHW, not the paper's DWH; each is walked both ways.
-_RELEASED_MULTI = ("HWD:both", "HDW:both", "WHD:both", "DHW:both")
+def read_options(given: Mapping[str, OptionValue], defaults: Options, others: Collection[str] = ()) -> Options:
+    """A record of options, with what is given in place of the defaults.
 
-PRESETS: dict[str, dict[str, MambaOptions]] = {
-    "paper": {
-        "mamba_unet_unidirectional": MambaOptions(("HWD:forward",), 16, outer_norm=False, head="mlp"),
-        "mamba_unet_bidirectional": MambaOptions(("HWD:both",), 16, outer_norm=False, head="mlp"),
-        "mamba_unet_multidirectional": MambaOptions(_PAPER_MULTI, 16, outer_norm=False, head="mlp"),
-    },
-    "released": {
-        "mamba_unet_unidirectional": MambaOptions(("HWD:forward",), 256, outer_norm=True, head="linear"),
-        "mamba_unet_bidirectional": MambaOptions(("HWD:both",), 256, outer_norm=True, head="linear"),
-        "mamba_unet_multidirectional": MambaOptions(_RELEASED_MULTI, 64, outer_norm=False, head="linear"),
-    },
-}
-"""Which values each preset stands for, by network."""
-
-
-def resolve_mamba_options(plan: NetworkPlan) -> tuple[NetworkPlan, MambaOptions]:
-    """Combine a plan's preset ("paper" unless it says otherwise) with the options it sets itself.
-
-    Returns:
-        The plan with every option written out, and the same options as a record.
+    Args:
+        given: Names and values from a plan.
+        defaults: A dataclass; its values' types are the ones asked for.
+        others: Options that are read elsewhere, named in the message about an unknown one.
 
     Raises:
-        InputError: If a preset, an option or a value is unknown.
+        InputError: If a name is unknown, a value of another type, or the record refuses it.
     """
-    given = dict(plan.options)
-    preset = given.pop("preset", "paper")
-    if preset not in PRESETS:
-        msg = f"There is no preset {preset!r}; presets: {', '.join(PRESETS)}."
-        raise InputError(msg)
-    base = PRESETS[str(preset)][plan.name]
-    options = replace(base, **_checked(given))  # type: ignore[arg-type]
-    if any(stage not in range(len(plan.stages)) for stage in options.mamba_stages):
-        msg = f"mamba_stages {options.mamba_stages} name stages the network has not (0 to {len(plan.stages) - 1})"
-        raise InputError(msg)
-    return replace(plan, options=asdict(options)), options
-
-
-def _checked(given: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
-    known = get_type_hints(MambaOptions)
-    result: dict[str, OptionValue] = {}
+    assert is_dataclass(defaults)
+    known = [field.name for field in fields(defaults)]
+    checked = {}
     for name, value in given.items():
         if name not in known:
-            msg = (
-                f"Unknown option {name!r}; options: preset, {', '.join(field.name for field in fields(MambaOptions))}."
-            )
+            msg = f"Unknown option {name!r}; options: {', '.join((*others, *known))}."
             raise InputError(msg)
-        default = getattr(PRESETS["paper"]["mamba_unet_unidirectional"], name)
+        default = getattr(defaults, name)
         converted = tuple(value) if isinstance(value, list) else value
         if type(converted) is not type(default):
             msg = f"Option {name!r} must be {type(default).__name__}, got {value!r}."
             raise InputError(msg)
-        result[name] = converted
-    return result
+        checked[name] = converted
+    return replace(defaults, **checked)  # type: ignore[type-var]
+
+
+def with_options(plan: NetworkPlan, options: object) -> NetworkPlan:
+    """The plan with a record's options written out."""
+    assert is_dataclass(options)
+    assert not isinstance(options, type)
+    return replace(plan, options=asdict(options))
+
+
+def refuse_options(plan: NetworkPlan) -> NetworkPlan:
+    """The plan itself, for a network without options.
+
+    Raises:
+        InputError: If the plan has some.
+    """
+    if plan.options:
+        msg = f"The network {plan.name} has no options; the plan sets {', '.join(plan.options)}."
+        raise InputError(msg)
+    return plan

@@ -1,25 +1,30 @@
-"""Building blocks of the residual U-Nets: as nnU-Net's ResidualEncoderUNet, with a residual decoder.
+"""Building blocks of nnU-Net's U-Nets: plain and residual stages, which any encoder and decoder may be made of.
 
-Written after the description of dynamic-network-architectures' `BasicBlockD`, `ResidualEncoder` and `UNetResDecoder`
-(Isensee et al., nnU-Net); parameter counts are tested against those classes' published counts.
+Written after the description of dynamic-network-architectures' `StackedConvBlocks`, `BasicBlockD`, `PlainConvEncoder`,
+`ResidualEncoder`, `UNetDecoder` and `UNetResDecoder` (Isensee et al., nnU-Net); tested against those classes: parameter
+counts, and outputs with the same weights.
 """
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible
+from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible, stride_product
+from MambaSegLib.plan import IntTriple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from MambaSegLib.plan import IntTriple, NetworkPlan, StagePlan
+    from MambaSegLib.plan import NetworkPlan, StagePlan
 
 NEGATIVE_SLOPE = 0.01
+
+Stack = Callable[[int, int, IntTriple, IntTriple, int], nn.Sequential]
+"""Blocks of one resolution from (channels in, channels out, kernel, stride, count)."""
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, bias: bool) -> nn.Sequential:
@@ -66,6 +71,39 @@ def residual_blocks(
     return nn.Sequential(ResidualBlock(in_channels, out_channels, kernel, stride), *rest)
 
 
+def plain_blocks(
+    in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, blocks: int
+) -> nn.Sequential:
+    """Convolution, norm and activation, `blocks` times; the first takes the stride and the change of channels."""
+    first = nn.Sequential(conv_norm(in_channels, out_channels, kernel, stride, bias=True), activation())
+    rest = [
+        nn.Sequential(conv_norm(out_channels, out_channels, kernel, (1, 1, 1), bias=True), activation())
+        for _ in range(blocks - 1)
+    ]
+    return nn.Sequential(first, *rest)
+
+
+class PlainEncoder(nn.Module):
+    """Stages of plain convolutions, without a stem."""
+
+    def __init__(self, in_channels: int, stages: Sequence[StagePlan]) -> None:
+        """Build one stage per entry of `stages`."""
+        super().__init__()
+        inputs = [in_channels, *(stage.features for stage in stages[:-1])]
+        self.stages = nn.ModuleList(
+            plain_blocks(channels, stage.features, stage.kernel, stage.stride, stage.blocks)
+            for channels, stage in zip(inputs, stages, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the features of every stage, finest first."""
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
 class ResidualEncoder(nn.Module):
     """Stem and residual stages; `after_stage[s]` may change a stage's features before they go on and into the skip."""
 
@@ -93,10 +131,10 @@ class ResidualEncoder(nn.Module):
         return features
 
 
-class ResidualDecoder(nn.Module):
-    """Transposed convolution, concatenation with the skip, residual blocks, and a head, per resolution."""
+class UNetDecoder(nn.Module):
+    """Transposed convolution, concatenation with the skip, blocks, and a head, per resolution."""
 
-    def __init__(self, stages: Sequence[StagePlan], out_channels: int, deep_supervision: bool) -> None:
+    def __init__(self, stages: Sequence[StagePlan], out_channels: int, deep_supervision: bool, stack: Stack) -> None:
         """Build a decoder stage for every encoder stage but the deepest; lists run from the deepest to the finest."""
         super().__init__()
         pairs = [(stages[i], stages[i + 1]) for i in reversed(range(len(stages) - 1))]
@@ -104,8 +142,7 @@ class ResidualDecoder(nn.Module):
             nn.ConvTranspose3d(below.features, skip.features, below.stride, below.stride) for skip, below in pairs
         )
         self.stages = nn.ModuleList(
-            residual_blocks(2 * skip.features, skip.features, skip.kernel, (1, 1, 1), skip.decoder_blocks)
-            for skip, _ in pairs
+            stack(2 * skip.features, skip.features, skip.kernel, (1, 1, 1), skip.decoder_blocks) for skip, _ in pairs
         )
         headed = pairs if deep_supervision else pairs[-1:]
         self.heads = nn.ModuleList(nn.Conv3d(skip.features, out_channels, 1) for skip, _ in headed)
@@ -122,19 +159,17 @@ class ResidualDecoder(nn.Module):
         return tuple(head(y) for head, y in zip(self.heads, decoded, strict=True))[::-1]
 
 
-class ResidualUNet(SegmentationNetwork):
-    """Residual encoder and decoder, with one module after each encoder stage (identity, or a Mamba layer)."""
+class UNet(SegmentationNetwork):
+    """An encoder that returns the features of every stage, and a decoder that turns them into logits."""
 
-    def __init__(self, plan: NetworkPlan, after_stage: Sequence[nn.Module]) -> None:
-        """Build and initialize as the released code: He for convolutions, zero for the last norm of each block."""
+    def __init__(self, plan: NetworkPlan, encoder: nn.Module, decoder: UNetDecoder) -> None:
+        """Initialize as nnU-Net: He for convolutions, zero for the last norm of each residual block."""
         super().__init__()
         self.deep_supervision = plan.deep_supervision
-        strides = zip(*(stage.stride for stage in plan.stages), strict=True)
-        first, second, third = (prod(axis) for axis in strides)
-        self.divisor = (first, second, third)
-        self.encoder = ResidualEncoder(plan.in_channels, plan.stages, after_stage)
-        self.decoder = ResidualDecoder(plan.stages, plan.out_channels, plan.deep_supervision)
-        self.apply(_initialize)
+        self.divisor = stride_product(plan)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.apply(initialize)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """See `SegmentationNetwork.forward`."""
@@ -142,11 +177,12 @@ class ResidualUNet(SegmentationNetwork):
         return self.decoder(self.encoder(image), self.deep_supervision)  # type: ignore[no-any-return]
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
+    """Set one module's weights as nnU-Net does; for `nn.Module.apply`."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     if isinstance(module, ResidualBlock):
-        # A block starts as its shortcut: the released code zeroes the last norm before the addition.
+        # A block starts as its shortcut.
         nn.init.zeros_(module.second[1].weight)  # type: ignore[arg-type]

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import create_network, list_networks, resolve_plan
+from MambaSegLib.networks import create_network, fit_patch, list_networks, resolve_plan
 from MambaSegLib.plan import NetworkPlan, StagePlan
 
 NAMES = [entry.name for entry in list_networks()]
+WITH_PRESETS = [name for name in NAMES if name.startswith("mamba_unet_")]
 
 
 def small_plan(name: str, **options) -> NetworkPlan:
@@ -48,7 +49,7 @@ def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_t
     torch.testing.assert_close(alone, finest, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_PRESETS)
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_a_resolved_plan_builds_the_same_network_as_its_preset(name, preset):
     plan = resolve_plan(small_plan(name, preset=preset))
@@ -91,6 +92,13 @@ def test_an_option_that_cannot_be_built_is_refused_with_what_would_be_right(opti
 def test_an_unknown_network_is_refused_with_the_names_there_are():
     with pytest.raises(InputError, match="mamba_unet_unidirectional"):
         create_network(replace(small_plan(NAMES[0]), name="os.system"))
+
+
+def test_a_plan_with_a_patch_the_network_cannot_take_is_refused_with_one_it_can():
+    plan = replace(small_plan("nnunet"), patch_size=(3, 8, 9))
+    with pytest.raises(InputError, match=r"\(4, 8, 12\)"):
+        create_network(plan)
+    create_network(fit_patch(plan))
 
 
 def test_a_patch_the_strides_do_not_divide_is_refused_in_words():

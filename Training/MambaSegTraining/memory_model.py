@@ -15,7 +15,7 @@ from typing import Literal
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network, resolve_plan
-from MambaSegLib.networks.options import MambaOptions, resolve_mamba_options
+from MambaSegLib.networks.mamba_options import MambaOptions, resolve_mamba_options
 from MambaSegLib.plan import IntTriple, NetworkPlan, Plan, StagePlan
 from MambaSegLib.schema import format_json, from_json, parse_json, to_json
 from MambaSegTraining.architecture import Pooling, plan_pooling

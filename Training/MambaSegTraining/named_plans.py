@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import resolve_plan
+from MambaSegLib.networks.mamba_options import PRESETS
 from MambaSegLib.plan import OptionValue, Plan
 from MambaSegLib.schema import from_json, parse_json
 
@@ -39,7 +40,7 @@ def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] 
     Args:
         name: One of `NAMED_PLANS`.
         network: A name of the network table; "" leaves the one it has.
-        options: Options of that network; None takes those of its preset "released".
+        options: Options of that network; None takes those of its preset "released", where it has presets.
 
     Raises:
         InputError: If the name is unknown.
@@ -51,7 +52,6 @@ def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] 
     found = from_json(NamedPlan, parse_json(file.read_bytes(), file.name), file.name)
     if not network:
         return found
-    chosen = dict(options) if options is not None else {"preset": "released"}
-    is_mamba = network.startswith("mamba_unet_")
-    changed = replace(found.plan.network, name=network, options=chosen if is_mamba or options is not None else {})
-    return replace(found, plan=replace(found.plan, network=resolve_plan(changed) if is_mamba else changed))
+    released = {"preset": "released"} if network in PRESETS["released"] else {}
+    changed = replace(found.plan.network, name=network, options=released if options is None else options)
+    return replace(found, plan=replace(found.plan, network=resolve_plan(changed)))

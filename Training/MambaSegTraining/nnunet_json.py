@@ -119,7 +119,7 @@ def read_nnunet_plan(
             spacing_mm=_floats(settings["spacing"]),
             channels=channels,
             labels=labels,
-            network=resolve_plan(built) if built.name.startswith("mamba_unet_") else built,
+            network=resolve_plan(built),
             mirror_axes=(0, 1, 2),
         )
         label = f"{content['plans_name']} {configuration}"
