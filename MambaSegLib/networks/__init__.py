@@ -51,6 +51,8 @@ NETWORKS: dict[str, NetworkEntry] = {
         NetworkEntry(
             "nnunet_resenc", "nnunet:build_residual_encoder", "Isensee et al., nnU-Net Revisited, MICCAI 2024 (ResEnc)"
         ),
+        NetworkEntry("umamba_bot", "umamba:build_bot", "Ma et al., U-Mamba, arXiv 2401.04722 (Bot)"),
+        NetworkEntry("umamba_enc", "umamba:build_enc", "Ma et al., U-Mamba, arXiv 2401.04722 (Enc)"),
     )
 }
 """A literal table: it lists without PyTorch, and a downloaded plan can ask for nothing that is not in it."""
@@ -101,18 +103,20 @@ def fit_patch(plan: NetworkPlan) -> NetworkPlan:
 
 
 def set_scan_backend(network: SegmentationNetwork, backend: str) -> None:
-    """Choose the selective-scan backend of every Mamba block in a network; see `scan.resolve_backend`."""
-    from MambaSegLib.networks.mamba import MambaBlock
+    """Choose the selective-scan backend of every Mamba block in a network; see `scan.resolve_backend`.
 
+    A block is any module with a text `scan_backend`.
+    """
     for module in network.modules():
-        if isinstance(module, MambaBlock):
-            module.scan_backend = backend
+        if isinstance(getattr(module, "scan_backend", None), str):
+            module.scan_backend = backend  # type: ignore[assignment]
 
 
 def set_recompute(network: SegmentationNetwork, recompute: bool) -> None:
-    """Trade time for memory in training: Mamba paths keep only their input and compute the rest again when needed."""
-    from MambaSegLib.networks.mamba import MambaPath
+    """Trade time for memory in training: what can, keeps only its input and computes the rest again when needed.
 
+    That is any module with a boolean `recompute`: Mamba layers.
+    """
     for module in network.modules():
-        if isinstance(module, MambaPath):
-            module.recompute = recompute
+        if isinstance(getattr(module, "recompute", None), bool):
+            module.recompute = recompute  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import create_network, fit_patch, list_networks, resolve_plan
+from MambaSegLib.networks import create_network, fit_patch, list_networks, resolve_plan, set_scan_backend
 from MambaSegLib.plan import NetworkPlan, StagePlan
 
 NAMES = [entry.name for entry in list_networks()]
@@ -47,6 +47,15 @@ def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_t
         network.deep_supervision = False
         (alone,) = network(image)
     torch.testing.assert_close(alone, finest, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scan_backend_reaches_every_mamba_block(name):
+    network = create_network(small_plan(name))
+    set_scan_backend(network, "pytorch")
+    blocks = [module for module in network.modules() if "A_log" in dict(module.named_parameters(recurse=False))]
+    assert bool(blocks) == ("mamba" in name)
+    assert all(block.scan_backend == "pytorch" for block in blocks)
 
 
 @pytest.mark.parametrize("name", WITH_PRESETS)
