@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 BACKENDS = ("mamba_ssm", "triton", "numba", "pytorch")
 """Fastest first. Results agree to rounding; backends differ in speed and in where they run."""
 
+SHAPES = "shapes"
+"""Computes nothing, for counting operations: see `shapes_backend`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -197,7 +200,7 @@ def resolve_backend(name: str, device: str, needs_gradient: bool = False) -> str
     """
     if name == "auto":
         return _fastest(str(device), needs_gradient)
-    if name not in BACKENDS:
+    if name not in (*BACKENDS, SHAPES):
         msg = f"scan backend {name!r} is not one of auto, {', '.join(BACKENDS)}"
         raise ValueError(msg)
     reason = _module(name).why_unavailable(str(device), needs_gradient)

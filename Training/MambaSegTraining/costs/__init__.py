@@ -1,0 +1,1 @@
+"""What networks cost: parameters and multiply-adds by counting, memory and time by measuring."""
