@@ -56,6 +56,7 @@ class Provenance:
         training_cases: Cases trained on, all folds together; 0 where unknown.
         epochs: Epochs per fold; 0 where unknown.
         software: Versions that matter, e.g. ("python 3.12.4", "torch 2.11.0").
+        leakage: What the check for leaks between training and measured cases found, with the hash of its record.
     """
 
     dataset: str
@@ -72,6 +73,7 @@ class Provenance:
     training_cases: int = 0
     epochs: int = 0
     software: tuple[str, ...] = ()
+    leakage: str = ""
 
 
 @dataclass(frozen=True)

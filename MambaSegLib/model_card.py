@@ -108,6 +108,7 @@ def _training(provenance: Provenance) -> str:
         "Epochs per fold": str(provenance.epochs or ""),
         "Seeds": ", ".join(str(seed) for seed in provenance.seeds),
         "SHA-256 of the split file": provenance.splits_sha256,
+        "Leaks between training and measured cases": provenance.leakage.replace("\n", " "),
         "Code": provenance.code_version,
         "Software": ", ".join(provenance.software),
         "Hardware": provenance.hardware,

@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 from MambaSegTraining.dataset import read_dataset
 from MambaSegTraining.settings import DatasetSettings, Settings
+from MambaSegTraining.split_choice import splits_of
 from MambaSegTraining.splits import (
     Fold,
     check_folds,
     make_folds,
     read_nnunet_splits,
     read_subjects,
-    splits_of,
     subjects_from_names,
 )
 
@@ -45,14 +45,6 @@ def test_large_subjects_do_not_unbalance_the_folds():
 def test_fewer_subjects_than_folds_are_refused():
     with pytest.raises(InputError, match="2 subject"):
         make_folds({"a": "1", "b": "1", "c": "2"}, 5, seed=0)
-
-
-def test_a_subject_on_both_sides_is_refused_by_name():
-    folds = [Fold(("case_00", "case_02"), ("case_01",)), Fold(("case_02",), ("case_03",))]
-    with pytest.raises(InputError) as error:
-        check_folds(folds, PAIRS)
-    assert "fold 0 has the same subject in training and validation: S0" in str(error.value)
-    assert "fold 1 has the same subject in training and validation: S1" in str(error.value)
 
 
 def test_unknown_cases_empty_sides_and_repeated_validation_are_refused():

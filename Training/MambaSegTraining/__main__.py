@@ -6,16 +6,14 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MambaSegLib.errors import InputError, MambaSegError
-from MambaSegLib.progress import Progress, ProgressCallback
-from MambaSegTraining.files import write_json
+from MambaSegTraining.commands.bars import case_bar, step_bar
 from MambaSegTraining.run_folder import RunFolder
-from MambaSegTraining.settings import Settings, read_settings
+from MambaSegTraining.settings import read_settings
 
 if TYPE_CHECKING:
     from MambaSegTraining.ranks import Ranks
@@ -36,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from MambaSegTraining.commands.check import add_check
+    from MambaSegTraining.commands.cross_validate import add_cross_validate
+    from MambaSegTraining.commands.plan import add_plan
+    from MambaSegTraining.commands.report import add_report
+
     parser = argparse.ArgumentParser(prog="mambaseg-train", description=__doc__)
     steps = parser.add_subparsers(required=True, metavar="STEP")
 
@@ -50,12 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("dataset", type=Path, help="folder to write")
     convert.add_argument("--link", action="store_true", help="hard-link files that need no change")
 
-    plan = step("plan", run_plan, "Check a data set, read its fingerprint, choose plan and folds.")
-    plan.add_argument("dataset", type=Path, help="folder in nnU-Net v2's raw layout (dataset.json)")
-    plan.add_argument("run_dir", type=Path, help="folder of the run; made if it is not there")
-    plan.add_argument("--config", type=Path, help="TOML file with settings; without it, the defaults")
-    plan.add_argument("--workers", type=int, help="processes that read cases (default: one per core)")
-
+    add_plan(step)
     preprocess = step("preprocess", run_preprocess, "Preprocess all cases; continues where it was interrupted.")
     _add_run_dir(preprocess)
     preprocess.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -84,10 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--config", type=Path, help="take name, use, limits and licenses from this TOML file")
     export.add_argument("--half", action="store_true", help="store weights in half precision")
     export.add_argument("--force", action="store_true", help="replace a bundle that is already there")
-    from MambaSegTraining.commands.check import add_check
-    from MambaSegTraining.commands.cross_validate import add_cross_validate
-    from MambaSegTraining.commands.report import add_report
-
     add_check(step)
     add_cross_validate(step)
     add_report(step)
@@ -118,30 +112,6 @@ def run_convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_plan(options: argparse.Namespace) -> int:
-    """Step `plan`."""
-    from MambaSegTraining.dataset import read_dataset
-    from MambaSegTraining.fingerprint import default_workers, take_fingerprint
-    from MambaSegTraining.planning import make_plan
-    from MambaSegTraining.splits import splits_of
-
-    settings = read_settings(options.config) if options.config else Settings()
-    dataset = read_dataset(options.dataset.resolve())
-    splits = splits_of(dataset, settings)
-    workers = default_workers() if options.workers is None else options.workers
-    with _bar("Reading", len(dataset.cases)) as advance:
-        fingerprint = take_fingerprint(dataset, workers, advance)
-    plan = make_plan(dataset, fingerprint, settings)
-    run = RunFolder(options.run_dir)
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_json(run.settings_file, settings)
-    write_json(run.fingerprint_file, fingerprint)
-    write_json(run.plan_file, plan)
-    write_json(run.splits_file, splits)
-    print(_describe(run, len(dataset.cases)))
-    return 0
-
-
 def run_preprocess(options: argparse.Namespace) -> int:
     """Step `preprocess`."""
     from MambaSegTraining.dataset import read_dataset
@@ -152,7 +122,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
     run = RunFolder(options.run_dir)
     dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
     workers = default_workers() if options.workers is None else options.workers
-    with _bar("Preprocessing", len(dataset.cases)) as advance:
+    with case_bar("Preprocessing", len(dataset.cases)) as advance:
         made = preprocess_cases(dataset.cases, run.read_plan(), run.store, workers, advance)
     print(f"{made} case(s) preprocessed, {len(dataset.cases) - made} were up to date: {run.store}")
     return 0
@@ -187,7 +157,7 @@ def _train(options: argparse.Namespace, ranks: Ranks) -> int:
         tensorboard=options.tensorboard,
         ranks=ranks,
     )
-    with _step_bar(f"Fold {options.fold}", recipe.iterations, shown=ranks.is_first) as note:
+    with step_bar(f"Fold {options.fold}", recipe.iterations, shown=ranks.is_first) as note:
         finished = train_fold(job, note)
     if ranks.is_first:
         print(
@@ -205,7 +175,7 @@ def run_validate(options: argparse.Namespace) -> int:
     run = RunFolder(options.run_dir)
     device = _device(options)
     for fold in options.fold or run.trained_folds():
-        with _bar(f"Validating fold {fold}", len(run.read_fold(fold).val)) as advance:
+        with case_bar(f"Validating fold {fold}", len(run.read_fold(fold).val)) as advance:
             validate_fold(
                 run, fold, device=device, scan=options.scan, weights=options.weights,
                 mirroring=options.mirroring, again=options.again, on_case=advance,
@@ -258,42 +228,6 @@ def _stop_on_signals(patient: bool) -> list[int]:
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
     return received
-
-
-def _describe(run: RunFolder, cases: int) -> str:
-    plan, splits = run.read_plan(), run.read_splits()
-    spacing = " x ".join(f"{length:g}" for length in plan.spacing_mm)
-    stages = ", ".join(str(stage.features) for stage in plan.network.stages)
-    return (
-        f"{cases} cases; {len(splits.folds)} folds grouped by {splits.grouped_by} ({splits.source})\n"
-        f"network {plan.network.name}, features {stages}, patch {plan.patch_size}, "
-        f"spacing {spacing} mm, orientation {plan.orientation}\nwritten to {run.path}"
-    )
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar; yields what to call with the name of each finished case."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, unit="case", disable=None) as bar:  # None: only on a terminal
-        yield lambda name: bar.update() and None
-
-
-@contextmanager
-def _step_bar(title: str, total: int, shown: bool) -> Iterator[ProgressCallback]:
-    """A progress bar below the lines of the log; yields what to call with the progress."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    with logging_redirect_tqdm(), tqdm(total=total, desc=title, unit="step", disable=None if shown else True) as bar:
-
-        def note(progress: Progress) -> None:
-            if bar.n == 0:  # what an earlier run did must not count for the speed
-                bar.initial = bar.n = bar.last_print_n = progress.done - 1
-            bar.update(progress.done - bar.n)
-
-        yield note
 
 
 if __name__ == "__main__":

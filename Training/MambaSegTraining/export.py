@@ -10,6 +10,7 @@ from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, P
 from MambaSegLib.errors import InputError
 from MambaSegTraining.files import load_weights, read_json
 from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
+from MambaSegTraining.leakage_record import checked_leakage
 from MambaSegTraining.metrics import DEFINITIONS, summarize_scores
 from MambaSegTraining.provenance import Environments, utc_now
 from MambaSegTraining.recipe import Recipe
@@ -140,6 +141,7 @@ def _provenance(run: RunFolder, settings: Settings, folds: Sequence[int]) -> Pro
     environments = [_environments(run, fold) for fold in folds]
     starts = [start for environment in environments for start in environment.starts]
     recipe = read_json(Recipe, run.fold(folds[0]) / RECIPE_FILE)
+    leakage = checked_leakage(run)
     return Provenance(
         dataset=about.name,
         dataset_license=about.license,
@@ -155,6 +157,7 @@ def _provenance(run: RunFolder, settings: Settings, folds: Sequence[int]) -> Pro
         training_cases=len({case for fold in folds for case in splits.folds[fold].train}),
         epochs=recipe.epochs,
         software=starts[-1].software,
+        leakage=f"{leakage.describe()} Record: SHA-256 {leakage.sha256}.",
     )
 
 

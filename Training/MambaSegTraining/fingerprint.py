@@ -19,6 +19,7 @@ from MambaSegLib.preprocessing import nonzero_box
 from MambaSegLib.volume import Array, Labels, Volume
 from MambaSegLib.volume_io import read_channels, read_labels
 from MambaSegTraining.dataset import Case, Dataset, DatasetError
+from MambaSegTraining.leakage import CaseContent, case_content
 
 SAMPLES_PER_CASE = 10_000
 
@@ -91,7 +92,10 @@ class DatasetFingerprint:
 
 
 def take_fingerprint(
-    dataset: Dataset, workers: int = 0, on_case: Callable[[str], None] = lambda name: None
+    dataset: Dataset,
+    workers: int = 0,
+    on_case: Callable[[str], None] = lambda name: None,
+    on_content: Callable[[CaseContent], None] = lambda content: None,
 ) -> DatasetFingerprint:
     """Read every case, check it, and gather what planning needs.
 
@@ -99,6 +103,7 @@ def take_fingerprint(
         dataset: The data set.
         workers: Processes to read with; 0 reads here.
         on_case: Called with the name of each case that was read.
+        on_content: Called with what the leakage check needs of each case without problems.
 
     Raises:
         DatasetError: Listing everything that is wrong in any case.
@@ -107,6 +112,8 @@ def take_fingerprint(
     for result in map_cases(partial(inspect_case, dataset), dataset.cases, workers):
         results.append(result)
         on_case(result.case.name)
+        if result.content:
+            on_content(result.content)
     problems = [problem for result in results for problem in result.problems]
     facts = [result.facts for result in results if result.facts]
     problems += [*_copies(facts), *_unused_labels(dataset, facts)]
@@ -135,12 +142,14 @@ class Inspection:
         problems: What is wrong with it, for a person.
         facts: None if it could not be read.
         samples: (C, N) intensities of voxels inside the structures.
+        content: For the leakage check; None where there are problems.
     """
 
     case: Case
     problems: tuple[str, ...]
     facts: CaseFacts | None
     samples: Array
+    content: CaseContent | None = None
 
 
 def inspect_case(dataset: Dataset, case: Case) -> Inspection:
@@ -154,7 +163,8 @@ def inspect_case(dataset: Dataset, case: Case) -> Inspection:
     problems = _case_problems(dataset, volume, labels)
     if problems:
         return Inspection(case, tuple(f"{case.name}: {problem}" for problem in problems), None, none)
-    return Inspection(case, (), _case_facts(dataset, case, volume, labels), _samples(volume, labels))
+    facts, content = _case_facts(dataset, case, volume, labels), case_content(case.name, volume)
+    return Inspection(case, (), facts, _samples(volume, labels), content)
 
 
 def _case_problems(dataset: Dataset, volume: Volume, labels: Labels) -> list[str]:

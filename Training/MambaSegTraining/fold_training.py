@@ -31,6 +31,7 @@ from MambaSegTraining.divergence import (
     rate_factor,
 )
 from MambaSegTraining.files import load_checkpoint, read_json, save_checkpoint, save_weights, write_json
+from MambaSegTraining.leakage_record import checked_leakage
 from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
 from MambaSegTraining.pictures import can_draw, draw_predictions
@@ -112,6 +113,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
 def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     folder = job.run.fold(job.fold)
     plan, fold = job.run.read_plan(), job.run.read_fold(job.fold)
+    checked_leakage(job.run)
     check_store(job.run, (*fold.train, *fold.val))
     identity = _identity(job, fold)
     places = job.ranks.slice_of(job.recipe.batch_size)

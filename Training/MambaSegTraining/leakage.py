@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from typing import Literal
 
 import numpy as np
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.schema import to_json
 from MambaSegLib.volume import Array, Volume
-from MambaSegLib.volume_io import read_channels
-from MambaSegTraining.dataset import Case, Dataset
 from MambaSegTraining.splits import Fold, Splits
 
 EDGE = 16
@@ -109,6 +106,11 @@ class LeakageRecord:
     leaks: tuple[Leak, ...]
     forced: bool
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole record."""
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+
     def describe(self) -> str:
         """A paragraph for the report."""
         compared = (
@@ -136,41 +138,14 @@ class LeakageError(InputError):
         """Say what leaks and what to do."""
         self.record = record
         super().__init__(
-            f"{record.describe()}\nLeave the split out to have folds made by patient, or force it: the report will tell."
+            f"{record.describe()}\nLeave the split out to have folds made by patient, correct subjects and cases, or go on "
+            "all the same with --force-leaks: report and bundle will tell."
         )
 
 
-def read_contents(
-    dataset: Dataset, workers: int = 0, on_case: Callable[[str], None] = lambda name: None
-) -> tuple[CaseContent, ...]:
-    """Read every image of a data set once.
-
-    Args:
-        dataset: The data set.
-        workers: Processes; 0 reads here.
-        on_case: Called with the name of each case that was read.
-
-    Raises:
-        InputError: If an image cannot be read.
-    """
-    function = partial(read_content, dataset.channels)
-    contents = []
-    if workers == 0:
-        for case in dataset.cases:
-            contents.append(function(case))
-            on_case(case.name)
-        return tuple(contents)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for content in pool.map(function, dataset.cases, chunksize=4):
-            contents.append(content)
-            on_case(content.name)
-    return tuple(contents)
-
-
-def read_content(channels: Sequence[str], case: Case) -> CaseContent:
-    """Read one image."""
-    volume = read_channels(dict(zip(channels, case.images, strict=True)), on_notice=lambda notice: None)
-    return CaseContent(case.name, _voxel_hash(volume.array), descriptor(volume))
+def case_content(name: str, volume: Volume) -> CaseContent:
+    """What tells copies of this image."""
+    return CaseContent(name, _voxel_hash(volume.array), descriptor(volume))
 
 
 def descriptor(volume: Volume) -> Array:
@@ -210,15 +185,12 @@ def similar_pairs(
     return tuple(pairs), threshold
 
 
-def check_leakage(
-    splits: Splits, contents: Sequence[CaseContent] = (), *, test: Sequence[str] = (), force: bool = False
-) -> LeakageRecord:
+def check_leakage(splits: Splits, contents: Sequence[CaseContent] = (), *, force: bool = False) -> LeakageRecord:
     """Compare what each fold learns from with what it is measured on, and all folds with the held-out cases.
 
     Args:
-        splits: The folds and the subject of each case.
-        contents: What `read_contents` found; without it only names are compared.
-        test: Cases held out from all folds.
+        splits: The folds, the subject of each case, and the cases held out from all folds.
+        contents: `case_content` of every case; without it only names are compared.
         force: Return a record with the leaks instead of refusing.
 
     Raises:
@@ -228,9 +200,9 @@ def check_leakage(
     leaks = []
     for number, fold in enumerate(splits.folds):
         leaks += _leaks(f"fold {number}", fold, splits.subjects, pairs)
-    if test:
+    if splits.test:
         trained = sorted({case for fold in splits.folds for case in (*fold.train, *fold.val)})
-        leaks += _leaks("test", Fold(tuple(trained), tuple(test)), splits.subjects, pairs)
+        leaks += _leaks("test", Fold(tuple(trained), splits.test), splits.subjects, pairs)
     record = LeakageRecord(
         splits.source, splits.sha256, len(contents) or len(splits.subjects), threshold, bool(contents), tuple(leaks),
         forced=force and bool(leaks),

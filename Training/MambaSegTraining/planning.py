@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from MambaSegLib.volume import Array
 from MambaSegTraining.architecture import plan_architecture
 from MambaSegTraining.dataset import Dataset
 from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint
+from MambaSegTraining.memory_budget import fit_to_memory
+from MambaSegTraining.named_plans import named_plan
 from MambaSegTraining.settings import Settings
 
 AXES = ("SI", "PA", "LR")
@@ -42,6 +45,8 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         InputError: If a setting contradicts the data set or cannot be built.
     """
     axes = _axis_order(fingerprint.cases)
+    if settings.plan.named:
+        return _named(dataset, fingerprint, settings, axes)
     spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
     shapes = np.array([_by_axis(case, case.cropped_shape, axes) for case in fingerprint.cases])
     spacing = settings.plan.spacing_mm or target_spacing(spacings, shapes)
@@ -57,8 +62,8 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         stages=stages,
         options=settings.network.options,
     )
-    return Plan(
-        orientation="".join(AXES[axis][0] for axis in axes),
+    plan = Plan(
+        orientation=_orientation(axes),
         spacing_mm=spacing,
         channels=_channels(fingerprint, settings),
         labels=_labels(dataset, settings),
@@ -67,6 +72,37 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         mirror_axes=settings.plan.mirror_axes,
         fingerprint=_plan_fingerprint(fingerprint, axes),
     )
+    return fit_to_memory(plan, settings, median_shape.tolist())
+
+
+def _named(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings, axes: tuple[int, int, int]) -> Plan:
+    """A released plan for this data set: what the network sees is the plan's, names and colors are the data set's."""
+    about, network = settings.plan, settings.network
+    if about.spacing_mm or about.patch_size or network.features or network.blocks or network.decoder_blocks:
+        msg = (
+            f"plan.named = {about.named!r} says spacing, patch, features and blocks; leave out plan.spacing_mm, "
+            "plan.patch_size, network.features, network.blocks and network.decoder_blocks, or plan.named."
+        )
+        raise InputError(msg)
+    plan = named_plan(about.named, network.name, network.options or None).plan
+    labels, channels = _labels(dataset, settings), len(dataset.channels)
+    if len(labels) != len(plan.labels) or channels != len(plan.channels):
+        msg = (
+            f"The plan {about.named!r} is for {len(plan.channels)} channels and {len(plan.labels)} structures; "
+            f"{dataset.name} has {channels} and {len(labels)}."
+        )
+        raise InputError(msg)
+    return replace(
+        plan,
+        orientation=_orientation(axes),
+        labels=labels,
+        mirror_axes=about.mirror_axes,
+        fingerprint=_plan_fingerprint(fingerprint, axes),
+    )
+
+
+def _orientation(axes: tuple[int, int, int]) -> str:
+    return "".join(AXES[axis][0] for axis in axes)
 
 
 def target_spacing(spacings: Array, shapes: Array) -> Triple:

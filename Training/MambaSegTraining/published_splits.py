@@ -39,21 +39,6 @@ class PublishedSplit:
     note: str
 
 
-@dataclass(frozen=True)
-class HeldOutSplits:
-    """Folds, and the cases outside of all of them.
-
-    Attributes:
-        splits: The folds over the training cases.
-        test: Cases that no fold trains on or validates.
-        note: See `PublishedSplit`.
-    """
-
-    splits: Splits
-    test: tuple[str, ...]
-    note: str
-
-
 def list_published_splits() -> tuple[PublishedSplit, ...]:
     """All of them."""
     text = files("MambaSegTraining").joinpath("published_splits.json").read_text(encoding="utf-8")
@@ -82,7 +67,7 @@ def find_published_split(dataset: str, name: str) -> PublishedSplit:
 
 def apply_published_split(
     split: PublishedSplit, cases: Sequence[str], subjects: Mapping[str, str], seed: int
-) -> HeldOutSplits:
+) -> Splits:
     """Find the cases of a published split in a data set. Nothing is checked for leaks: see `leakage`.
 
     Args:
@@ -106,7 +91,7 @@ def apply_published_split(
     drawn = "" if split.folds else f", folds drawn with seed {seed}"
     source = f"published split {split.name!r} of {split.dataset}{drawn}"
     test = tuple(case for number in split.test for case in by_number[number])
-    return HeldOutSplits(Splits(folds, source, "case" if split.folds else "subject", dict(subjects)), test, split.note)
+    return Splits(folds, source, "case" if split.folds else "subject", dict(subjects), test, split.note)
 
 
 def _number(case: str) -> int:

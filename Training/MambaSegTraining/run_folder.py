@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "splits.json"
 
     @property
+    def leakage_file(self) -> Path:
+        """What the check of the folds for leaks found."""
+        return self.path / "leakage.json"
+
+    @property
     def store(self) -> Path:
         """The preprocessed cases."""
         return self.path / "preprocessed"

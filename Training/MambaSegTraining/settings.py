@@ -26,6 +26,8 @@ class DatasetSettings:
         subject_pattern: Regular expression whose first group, found in a case's name, is its subject. Without it and
             without a CSV, each case is a subject of its own.
         splits_file: JSON with the folds in the data set's folder, in nnU-Net's form; "" draws them.
+        published_split: A split that a publication used, as data set and name, such as "synapse:released"; "" takes
+            `splits_file` or draws.
         folds: How many to draw.
         license: License of the data, SPDX where there is one.
         attribution: The sentence that license asks for.
@@ -37,6 +39,7 @@ class DatasetSettings:
     subjects_file: str = ""
     subject_pattern: str = ""
     splits_file: str = ""
+    published_split: str = ""
     folds: int = 5
     license: str = ""
     attribution: str = ""
@@ -48,12 +51,15 @@ class PlanSettings:
     """What replaces a value of the plan; empty values leave the rule's.
 
     Attributes:
+        named: A plan that the paper's authors released: "acdc", "braintumour" or "synapse"; spacing, patch, stages and
+            normalization are its, and cannot be given again.
         spacing_mm: Voxel size the network works at.
         patch_size: Voxels the network sees.
         mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which training mirrors.
         crop_to_nonzero: Crop the zero margin first.
     """
 
+    named: str = ""
     spacing_mm: Triple | None = None
     patch_size: IntTriple | None = None
     mirror_axes: tuple[int, ...] = (0, 1, 2)
@@ -69,7 +75,8 @@ class NetworkSettings:
         features: Channels per stage; () doubles from 32 up to 320. Fewer than the planned stages leave out the deepest.
         blocks: Blocks per encoder stage; () takes 1, 3, 4, 6, 6, ... for residual encoders, else 2.
         decoder_blocks: Blocks per decoder stage; 0 takes 1 for residual encoders, else 2.
-        memory_gb: GPU memory the patch size is chosen for.
+        memory_gb: GPU memory the patch size is chosen for, in 10^9 bytes: by nnU-Net's rule, and for Mamba U-Nets also
+            so that a training step of the recipe fits by the memory model. A patch that is given stays as it is.
         options: Options of the network's builder.
     """
 

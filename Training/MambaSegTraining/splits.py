@@ -14,10 +14,6 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.schema import to_json
-from MambaSegTraining.dataset import Dataset
-from MambaSegTraining.settings import DatasetSettings, Settings
-
-SUBJECTS_FILE = "subjects.csv"
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,16 @@ class Splits:
         source: The file they were read from, or how they were drawn.
         grouped_by: What never lies on both sides of a fold: "subject", or "case" where no subjects are known.
         subjects: Subject per case.
+        test: Cases held out from all folds.
+        note: What to know about them, as published.
     """
 
     folds: tuple[Fold, ...]
     source: str
     grouped_by: str
     subjects: Mapping[str, str]
+    test: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def sha256(self) -> str:
@@ -133,29 +133,26 @@ def make_folds(subjects: Mapping[str, str], count: int, seed: int) -> tuple[Fold
 
 
 def check_folds(folds: Sequence[Fold], subjects: Mapping[str, str]) -> None:
-    """Refuse folds that leak or do not fit the data set.
+    """Refuse folds that do not fit the data set. Leaks are the business of `leakage.check_leakage`.
 
     Args:
         folds: The folds.
         subjects: Subject per case, all cases of the data set.
 
     Raises:
-        InputError: Listing every fold with the same subject or case on both sides, and every unknown case.
+        InputError: Listing empty sides, unknown cases, and cases that are validated twice.
     """
     problems = []
     for number, fold in enumerate(folds):
         unknown = sorted({*fold.train, *fold.val} - set(subjects))
         if unknown:
-            problems.append(f"fold {number} names cases the data set does not have: {_some(unknown)}")
+            problems.append(f"fold {number} names cases the data set does not have: {some(unknown)}")
             continue
-        both = {subjects[case] for case in fold.train} & {subjects[case] for case in fold.val}
-        if both:
-            problems.append(f"fold {number} has the same subject in training and validation: {_some(sorted(both))}")
         if not fold.train or not fold.val:
             problems.append(f"fold {number} has {len(fold.train)} training and {len(fold.val)} validation cases")
     twice = _repeated([case for fold in folds for case in fold.val])
     if twice:
-        problems.append(f"cases validated in more than one fold: {_some(twice)}")
+        problems.append(f"cases validated in more than one fold: {some(twice)}")
     if problems:
         listed = "\n  ".join(problems)
         msg = f"The folds cannot be used:\n  {listed}\nCorrect the file, or leave it out to have folds made by subject."
@@ -166,48 +163,7 @@ def _repeated(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def _some(names: Sequence[str], limit: int = 8) -> str:
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """Some of the names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def splits_of(dataset: Dataset, settings: Settings) -> Splits:
-    """The folds of a data set: those of the file the settings name, or new ones drawn by subject. Refuses leaks.
-
-    Raises:
-        InputError: If files are missing, do not fit the data set, or leak.
-    """
-    names = [case.name for case in dataset.cases]
-    about = settings.dataset
-    subjects = _known_subjects(dataset, about, names)
-    grouped_by = "subject" if subjects else "case"
-    subjects = subjects or {name: name for name in names}
-    if about.splits_file:
-        folds, source = read_nnunet_splits(_existing(dataset.folder / about.splits_file)), about.splits_file
-    else:
-        seed = settings.recipe.seed
-        folds, source = make_folds(subjects, about.folds, seed), f"drawn with seed {seed}"
-    check_folds(folds, subjects)
-    return Splits(folds, source, grouped_by, subjects)
-
-
-def _known_subjects(dataset: Dataset, about: DatasetSettings, names: Sequence[str]) -> dict[str, str]:
-    """Subject per case; empty where nothing tells."""
-    table = dataset.folder / (about.subjects_file or SUBJECTS_FILE)
-    if about.subject_pattern and not about.subjects_file:
-        return subjects_from_names(names, about.subject_pattern)
-    if not about.subjects_file and not table.is_file():
-        return {}
-    listed = read_subjects(_existing(table))
-    missing = sorted(set(names) - set(listed))
-    if missing:
-        msg = f"{table.name} names no subject for {_some(missing)}."
-        raise InputError(msg)
-    return {name: listed[name] for name in names}
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        msg = f"{path} does not exist; correct dataset.subjects_file or dataset.splits_file in the configuration."
-        raise InputError(msg)
-    return path

@@ -13,11 +13,13 @@ from MambaSegTraining.dataset import read_dataset
 from MambaSegTraining.files import read_json
 from MambaSegTraining.fingerprint import DatasetFingerprint
 from MambaSegTraining.fold_training import ENVIRONMENT_FILE
+from MambaSegTraining.leakage_record import checked_leakage
 from MambaSegTraining.provenance import Environment, Environments
 from MambaSegTraining.report.records import CaseImages, Cost, Family, ModelRun
 from MambaSegTraining.report.write import ReportFiles, write_report
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.scores import pooled, protocol, read_scores, structures
+from MambaSegTraining.splits import Splits
 from MambaSegTraining.training_log import EpochRecord
 
 CNN_NETWORKS = ("nnunet", "nnunet_resenc", "mednext_m_k3", "mednext_m_k5")
@@ -45,13 +47,12 @@ def report_runs(folders: Sequence[Path], target: Path, names: Sequence[str] = ()
     return write_report(runs, target, title or f"Segmentation report: {datasets}")
 
 
-def model_run(run: RunFolder, name: str = "", leakage: str = "", cost: Cost | None = None) -> ModelRun:
+def model_run(run: RunFolder, name: str = "", cost: Cost | None = None) -> ModelRun:
     """Read what the report tells about a run.
 
     Args:
         run: Planned, trained and validated.
         name: What to call the model; "" takes the network's name.
-        leakage: Result of the leakage check in words; "" checks the folds by subject here.
         cost: What the model needs; None takes what the training noted.
 
     Raises:
@@ -66,7 +67,7 @@ def model_run(run: RunFolder, name: str = "", leakage: str = "", cost: Cost | No
         structures=structures(run),
         scores=pooled(folds),
         subjects=splits.subjects,
-        leakage=leakage or leakage_by_subject(run),
+        leakage=_leakage(run, splits),
         provenance=_provenance(run),
         family=_family(network),
         cost=cost or Cost(training_hours=_hours(curves), hardware=_hardware(run)),
@@ -75,17 +76,8 @@ def model_run(run: RunFolder, name: str = "", leakage: str = "", cost: Cost | No
     )
 
 
-def leakage_by_subject(run: RunFolder) -> str:
-    """Say whether a subject is on both sides of a fold, by the names in the run's folds."""
-    splits = run.read_splits()
-    leaks = []
-    for number, fold in enumerate(splits.folds):
-        train, val = ({splits.subjects.get(case, case) for case in cases} for cases in (fold.train, fold.val))
-        if train & val:
-            leaks.append(f"fold {number}: {len(train & val)} of {len(val)} {splits.grouped_by}s also in training")
-    if leaks:
-        return "LEAK. " + "; ".join(leaks) + ". These scores are too good."
-    return f"No {splits.grouped_by} is on both sides of a fold (compared by name)."
+def _leakage(run: RunFolder, splits: Splits) -> str:
+    return " ".join(text for text in (checked_leakage(run).describe(), splits.note) if text)
 
 
 def load_case(run: RunFolder, case: str) -> CaseImages:
@@ -137,6 +129,8 @@ def _provenance(run: RunFolder) -> Mapping[str, str]:
         "Patch (Z, Y, X)": " × ".join(map(str, plan.patch_size)) + " voxels",
         "Folds": splits.source,
         "Hash of the folds (SHA-256)": splits.sha256,
+        "Cases held out from all folds": str(len(splits.test) or ""),
+        "Hash of the leakage check (SHA-256)": checked_leakage(run).sha256,
         "Seeds": ", ".join(dict.fromkeys(str(start.seed) for start in starts)),
         "Code": ", ".join(dict.fromkeys(start.code_version for start in starts)),
         "Software": ", ".join(dict.fromkeys(package for start in starts for package in start.software)),
