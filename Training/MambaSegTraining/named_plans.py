@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import resolve_plan
 from MambaSegLib.networks.mamba_options import PRESETS
-from MambaSegLib.plan import OptionValue, Plan
+from MambaSegLib.plan import OptionValue, Plan, StagePlan, Triple
 from MambaSegLib.schema import from_json, parse_json
+from MambaSegTraining.architecture import RESIDUAL_BLOCKS
 
 NAMED_PLANS = ("acdc", "braintumour", "synapse")
+RESENC_M_BATCH_SIZES = {"acdc": 4, "braintumour": 2, "synapse": 2}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class NamedPlan:
         source: Where the values were published.
         batch_size: Patches per step.
         batch_dice: Whether the soft Dice pools the batch.
+        median_shape: Median voxels of the training images at the plan's spacing.
         plan: The plan; its network is the released Multidirectional one.
     """
 
@@ -31,6 +34,7 @@ class NamedPlan:
     source: str
     batch_size: int
     batch_dice: bool
+    median_shape: Triple
     plan: Plan
 
 
@@ -39,7 +43,8 @@ def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] 
 
     Args:
         name: One of `NAMED_PLANS`.
-        network: A name of the network table; "" leaves the one it has.
+        network: A name of the network table; "" leaves the one it has. `nnunet_resenc` gets blocks and batch size of the
+            ResEncM plan released beside the default one, which has the same patch, strides and kernels.
         options: Options of that network; None takes those of its preset "released", where it has presets.
 
     Raises:
@@ -54,4 +59,12 @@ def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] 
         return found
     released = {"preset": "released"} if network in PRESETS["released"] else {}
     changed = replace(found.plan.network, name=network, options=released if options is None else options)
+    if network == "nnunet_resenc":
+        found = replace(found, batch_size=RESENC_M_BATCH_SIZES[name])
+        changed = replace(changed, stages=_resenc_m_stages(changed.stages))
     return replace(found, plan=replace(found.plan, network=resolve_plan(changed)))
+
+
+def _resenc_m_stages(stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    pairs = zip(stages, RESIDUAL_BLOCKS, strict=False)
+    return tuple(replace(stage, blocks=blocks, decoder_blocks=1) for stage, blocks in pairs)
