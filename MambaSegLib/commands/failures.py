@@ -26,7 +26,7 @@ _INSTALLABLE = {
     "numba": "pip install numba",
     "scipy": "pip install scipy",
     "safetensors": "pip install safetensors",
-    "monai": "pip install monai",
+    "monai": "pip install monai einops",
 }
 
 

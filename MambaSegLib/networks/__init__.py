@@ -28,14 +28,14 @@ class NetworkEntry:
         builder: Maps a `NetworkPlan` to a network.
         source: Where the architecture was published.
         resolver: Maps a `NetworkPlan` to one that has every option written out, and refuses what the builder would.
-        patch_divisor: Maps a `NetworkPlan` to the numbers its patch must be a multiple of, per axis.
+        fit: Maps a `NetworkPlan` to the smallest patch, no smaller than its own, that the network can take.
     """
 
     name: str
     builder: str
     source: str
     resolver: str = "options:refuse_options"
-    patch_divisor: str = "contract:stride_product"
+    fit: str = "contract:fit_strides"
 
 
 _MAMBAS = "Lumetti et al., Accurate 3D Medical Image Segmentation with Mambas, ISBI 2025"
@@ -53,6 +53,30 @@ NETWORKS: dict[str, NetworkEntry] = {
         ),
         NetworkEntry("umamba_bot", "umamba:build_bot", "Ma et al., U-Mamba, arXiv 2401.04722 (Bot)"),
         NetworkEntry("umamba_enc", "umamba:build_enc", "Ma et al., U-Mamba, arXiv 2401.04722 (Enc)"),
+        NetworkEntry(
+            "mednext_m_k3",
+            "mednext:build_k3",
+            "Roy et al., MedNeXt, MICCAI 2023 (M, kernel 3)",
+            "mednext:resolve",
+            "mednext:fit",
+        ),
+        NetworkEntry(
+            "mednext_m_k5",
+            "mednext:build_k5",
+            "Roy et al., MedNeXt, MICCAI 2023 (M, kernel 5)",
+            "mednext:resolve",
+            "mednext:fit",
+        ),
+        NetworkEntry(
+            "unetr", "unetr:build", "Hatamizadeh et al., UNETR, WACV 2022 (MONAI)", "unetr:resolve", "unetr:fit"
+        ),
+        NetworkEntry(
+            "swin_unetr",
+            "swin_unetr:build",
+            "Hatamizadeh et al., Swin UNETR, BrainLes 2021 (MONAI)",
+            "swin_unetr:resolve",
+            "swin_unetr:fit",
+        ),
     )
 }
 """A literal table: it lists without PyTorch, and a downloaded plan can ask for nothing that is not in it."""
@@ -97,9 +121,7 @@ def resolve_plan(plan: NetworkPlan) -> NetworkPlan:
 
 def fit_patch(plan: NetworkPlan) -> NetworkPlan:
     """The plan with its patch enlarged, axis by axis, to the next size its network can take."""
-    divisor = _function(_entry(plan.name).patch_divisor)(plan)
-    z, y, x = (-(-size // step) * step for size, step in zip(plan.patch_size, divisor, strict=True))
-    return replace(plan, patch_size=(z, y, x))
+    return replace(plan, patch_size=_function(_entry(plan.name).fit)(plan))
 
 
 def set_scan_backend(network: SegmentationNetwork, backend: str) -> None:

@@ -38,6 +38,17 @@ def stride_product(plan: NetworkPlan) -> IntTriple:
     return z, y, x
 
 
+def next_multiple(shape: IntTriple, divisor: IntTriple) -> IntTriple:
+    """The smallest shape, axis by axis, that is no smaller and divisible."""
+    z, y, x = (-(-size // step) * step for size, step in zip(shape, divisor, strict=True))
+    return z, y, x
+
+
+def fit_strides(plan: NetworkPlan) -> IntTriple:
+    """The next larger patch that the strides of the plan's stages divide."""
+    return next_multiple(plan.patch_size, stride_product(plan))
+
+
 def require_divisible(shape: tuple[int, ...], divisor: IntTriple) -> None:
     """Refuse a patch the strides do not divide, in words instead of a size mismatch deep inside.
 
@@ -48,4 +59,20 @@ def require_divisible(shape: tuple[int, ...], divisor: IntTriple) -> None:
         msg = (
             f"patch {tuple(shape)} must be a multiple of {divisor} (the product of the network's strides) on each axis"
         )
+        raise ValueError(msg)
+
+
+def require_shape(shape: tuple[int, ...], planned: IntTriple, reason: str) -> None:
+    """Refuse a patch of another size than the network was built for.
+
+    Args:
+        shape: Of the image.
+        planned: The plan's patch.
+        reason: What fixes the size, e.g. "its learned positions".
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if tuple(shape) != tuple(planned):
+        msg = f"patch {tuple(shape)} must be {tuple(planned)}, the size this network was built for ({reason})"
         raise ValueError(msg)

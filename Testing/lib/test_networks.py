@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,46 @@ NAMES = [entry.name for entry in list_networks()]
 WITH_PRESETS = [name for name in NAMES if name.startswith("mamba_unet_")]
 
 
+NARROW = {
+    "mednext_m_k3": {"width": 2},
+    "mednext_m_k5": {"width": 2},
+    "unetr": {"feature_size": 2, "hidden_size": 12, "mlp_size": 12, "heads": 2},
+    "swin_unetr": {"feature_size": 12, "depths": (1, 1, 1, 1)},
+}
+
+
 def small_plan(name: str, **options) -> NetworkPlan:
     stages = (
         StagePlan(4, (1, 1, 1), (1, 3, 3), blocks=1),
         StagePlan(6, (1, 2, 2), (3, 3, 3), blocks=2),
         StagePlan(8, (2, 2, 2), (3, 3, 3), blocks=1),
     )
-    return NetworkPlan(name, 2, 3, (4, 8, 8), stages, True, options)
+    return fit_patch(NetworkPlan(name, 2, 3, (4, 8, 8), stages, True, {**NARROW.get(name, {}), **options}))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_come_finest_first_and_every_parameter_gets_a_gradient(name):
+def test_logits_come_finest_first_and_the_first_have_the_size_of_the_patch(name):
     torch.manual_seed(0)
-    network = create_network(small_plan(name))
-    outputs = network(torch.randn(2, 2, 4, 8, 8))
+    plan = small_plan(name)
+    outputs = create_network(plan)(torch.randn(2, 2, *plan.patch_size))
+    sizes = [logits.shape[2:] for logits in outputs]
+    assert tuple(sizes[0]) == plan.patch_size
+    assert all(min(f - c for f, c in zip(fine, coarse, strict=True)) >= 0 for fine, coarse in pairwise(sizes))
+    assert {logits.shape[:2] for logits in outputs} == {(2, 3)}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("mamba_unet", "nnunet", "umamba"))])
+def test_a_u_net_of_the_plans_stages_has_an_output_at_each_but_the_deepest(name):
+    outputs = create_network(small_plan(name))(torch.randn(2, 2, 4, 8, 8))
     assert [tuple(logits.shape) for logits in outputs] == [(2, 3, 4, 8, 8), (2, 3, 4, 4, 4)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    plan = small_plan(name)
+    network = create_network(plan)
+    outputs = network(torch.randn(2, 2, *plan.patch_size))
     sum(logits.square().mean() for logits in outputs).backward()
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -40,8 +66,9 @@ def test_logits_come_finest_first_and_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_the_same(name):
     torch.manual_seed(0)
-    network = create_network(small_plan(name)).eval()
-    image = torch.randn(1, 2, 4, 8, 8)
+    plan = small_plan(name)
+    network = create_network(plan).eval()
+    image = torch.randn(1, 2, *plan.patch_size)
     with torch.no_grad():
         finest = network(image)[0]
         network.deep_supervision = False
@@ -69,6 +96,27 @@ def test_a_resolved_plan_builds_the_same_network_as_its_preset(name, preset):
     from_resolved = create_network(plan).state_dict()
     assert from_preset.keys() == from_resolved.keys()
     assert all(torch.equal(from_preset[key], from_resolved[key]) for key in from_preset)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_plan_stays_as_it_is_and_builds_the_same_network(name):
+    plan = small_plan(name)
+    resolved = resolve_plan(plan)
+    assert resolve_plan(resolved) == resolved
+    assert set(plan.options) <= set(resolved.options)
+    shapes = []
+    for each in (plan, resolved):
+        with torch.device("meta"):
+            shapes.append({key: value.shape for key, value in create_network(each).state_dict().items()})
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_no_network_has_is_refused(name):
+    with pytest.raises(InputError, match="option"):
+        resolve_plan(small_plan(name, telepathy=True))
+    with pytest.raises(InputError, match="option"):
+        create_network(small_plan(name, telepathy=True))
 
 
 def test_mamba_layers_can_be_placed_at_chosen_stages_only():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from MambaSegTraining.architecture import plan_architecture, plan_pooling
@@ -54,6 +56,17 @@ def test_less_memory_means_a_smaller_patch():
 def test_a_patch_the_strides_do_not_divide_is_refused_with_one_they_do():
     with pytest.raises(InputError, match=r"take \(40, 56, 40\)"):
         plan_architecture((1.0, 1.0, 1.0), (36, 50, 35), 3, NetworkSettings(), (39, 56, 40))
+
+
+def test_a_planned_patch_grows_to_what_the_network_can_take_and_a_given_one_is_refused(ball_dataset, config_file):
+    dataset = read_dataset(ball_dataset)
+    settings = read_settings(config_file)
+    swin = replace(settings, network=replace(settings.network, name="swin_unetr", options={"feature_size": 12}))
+    planned = replace(swin, plan=replace(swin.plan, patch_size=None))
+    assert make_plan(dataset, take_fingerprint(dataset), planned).patch_size == (32, 32, 64)
+    given = replace(swin, plan=replace(swin.plan, patch_size=(16, 16, 16)))
+    with pytest.raises(InputError, match=r"swin_unetr cannot take plan.patch_size .*\(32, 32, 64\)"):
+        make_plan(dataset, take_fingerprint(dataset), given)
 
 
 def test_thick_slices_get_the_tenth_percentile_of_their_thickness():

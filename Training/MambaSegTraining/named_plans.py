@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import resolve_plan
+from MambaSegLib.networks import fit_patch, resolve_plan
 from MambaSegLib.networks.mamba_options import PRESETS
 from MambaSegLib.plan import OptionValue, Plan, StagePlan, Triple
 from MambaSegLib.schema import from_json, parse_json
@@ -44,7 +44,8 @@ def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] 
     Args:
         name: One of `NAMED_PLANS`.
         network: A name of the network table; "" leaves the one it has. `nnunet_resenc` gets blocks and batch size of the
-            ResEncM plan released beside the default one, which has the same patch, strides and kernels.
+            ResEncM plan released beside the default one, which has the same patch, strides and kernels. The patch
+            grows to the next the network can take.
         options: Options of that network; None takes those of its preset "released", where it has presets.
 
     Raises:
@@ -62,7 +63,7 @@ def named_plan(name: str, network: str = "", options: Mapping[str, OptionValue] 
     if network == "nnunet_resenc":
         found = replace(found, batch_size=RESENC_M_BATCH_SIZES[name])
         changed = replace(changed, stages=_resenc_m_stages(changed.stages))
-    return replace(found, plan=replace(found.plan, network=resolve_plan(changed)))
+    return replace(found, plan=replace(found.plan, network=fit_patch(resolve_plan(changed))))
 
 
 def _resenc_m_stages(stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import resolve_plan
+from MambaSegLib.networks import fit_patch, resolve_plan
 from MambaSegLib.plan import Channel, IntTriple, Label, NetworkPlan, Normalization, OptionValue, Plan, StagePlan, Triple
 from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint
 from MambaSegTraining.planning import COLORS
@@ -94,7 +94,8 @@ def read_nnunet_plan(
         dataset_json: The data set's dataset.json: names of channels and labels.
         configuration: A 3D one.
         network: A name of the network table; "" takes nnU-Net's own. For a residual network nnU-Net's number of
-            convolutions per stage becomes the number of residual blocks, as in the paper's code.
+            convolutions per stage becomes the number of residual blocks, as in the paper's code. The patch grows to the next
+            the network can take.
         options: Options of that network.
 
     Raises:
@@ -119,7 +120,7 @@ def read_nnunet_plan(
             spacing_mm=_floats(settings["spacing"]),
             channels=channels,
             labels=labels,
-            network=resolve_plan(built),
+            network=fit_patch(resolve_plan(built)),
             mirror_axes=(0, 1, 2),
         )
         label = f"{content['plans_name']} {configuration}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import resolve_plan
+from MambaSegLib.networks import fit_patch, resolve_plan
 from MambaSegLib.plan import (
     Channel,
     Fingerprint,
@@ -54,7 +54,7 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
     patch, stages = plan_architecture(
         spacing, median_shape.tolist(), len(dataset.labels) + 1, settings.network, settings.plan.patch_size
     )
-    network = NetworkPlan(
+    planned = NetworkPlan(
         name=settings.network.name,
         in_channels=len(dataset.channels),
         out_channels=len(dataset.labels) + 1,
@@ -62,12 +62,16 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         stages=stages,
         options=settings.network.options,
     )
+    network = fit_patch(resolve_plan(planned))
+    if settings.plan.patch_size is not None and network.patch_size != patch:
+        msg = f"{planned.name} cannot take plan.patch_size {patch}; the next larger it can is {network.patch_size}."
+        raise InputError(msg)
     plan = Plan(
         orientation=_orientation(axes),
         spacing_mm=spacing,
         channels=_channels(fingerprint, settings),
         labels=_labels(dataset, settings),
-        network=resolve_plan(network),
+        network=network,
         crop_to_nonzero=settings.plan.crop_to_nonzero,
         mirror_axes=settings.plan.mirror_axes,
         fingerprint=_plan_fingerprint(fingerprint, axes),
