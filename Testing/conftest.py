@@ -79,3 +79,15 @@ def phantom_at(world: np.ndarray, center: np.ndarray) -> np.ndarray:
         aside = np.linalg.norm(np.delete(offset, axis, axis=-1), axis=-1)
         value = np.where((aside <= 1.7) & (offset[..., axis] >= 0) & (offset[..., axis] <= length), content, value)
     return value
+
+
+@pytest.fixture(scope="session")
+def narrow_options() -> dict[str, dict[str, object]]:
+    """Options that make the networks whose widths are no matter of the plan's stages small enough for a test."""
+    return {
+        "mednext_m_k3": {"width": 2},
+        "mednext_m_k5": {"width": 2},
+        "unetr": {"feature_size": 2, "hidden_size": 12, "mlp_size": 12, "heads": 2},
+        "swin_unetr": {"feature_size": 12, "depths": (1, 1, 1, 1)},
+        "transunet": {"depth": 2, "hidden_size": 12, "mlp_size": 12, "heads": 2},
+    }

@@ -77,6 +77,9 @@ NETWORKS: dict[str, NetworkEntry] = {
             "swin_unetr:resolve",
             "swin_unetr:fit",
         ),
+        NetworkEntry(
+            "transunet", "transunet:build", "Chen et al., 3D TransUNet, arXiv 2310.07781 (encoder)", "transunet:resolve"
+        ),
     )
 }
 """A literal table: it lists without PyTorch, and a downloaded plan can ask for nothing that is not in it."""

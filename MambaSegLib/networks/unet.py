@@ -134,18 +134,29 @@ class ResidualEncoder(nn.Module):
 class UNetDecoder(nn.Module):
     """Transposed convolution, concatenation with the skip, blocks, and a head, per resolution."""
 
-    def __init__(self, stages: Sequence[StagePlan], out_channels: int, deep_supervision: bool, stack: Stack) -> None:
-        """Build a decoder stage for every encoder stage but the deepest; lists run from the deepest to the finest."""
+    def __init__(
+        self, stages: Sequence[StagePlan], out_channels: int, deep_supervision: bool, stack: Stack, bias: bool = True
+    ) -> None:
+        """Build a decoder stage for every encoder stage but the deepest; lists run from the deepest to the finest.
+
+        Args:
+            stages: Of the encoder, finest first.
+            out_channels: Classes.
+            deep_supervision: Whether the coarser stages have a head, too.
+            stack: Makes the blocks of a stage.
+            bias: Whether transposed convolutions and heads have one.
+        """
         super().__init__()
         pairs = [(stages[i], stages[i + 1]) for i in reversed(range(len(stages) - 1))]
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose3d(below.features, skip.features, below.stride, below.stride) for skip, below in pairs
+            nn.ConvTranspose3d(below.features, skip.features, below.stride, below.stride, bias=bias)
+            for skip, below in pairs
         )
         self.stages = nn.ModuleList(
             stack(2 * skip.features, skip.features, skip.kernel, (1, 1, 1), skip.decoder_blocks) for skip, _ in pairs
         )
         headed = pairs if deep_supervision else pairs[-1:]
-        self.heads = nn.ModuleList(nn.Conv3d(skip.features, out_channels, 1) for skip, _ in headed)
+        self.heads = nn.ModuleList(nn.Conv3d(skip.features, out_channels, 1, bias=bias) for skip, _ in headed)
 
     def forward(self, features: Sequence[Tensor], deep_supervision: bool) -> tuple[Tensor, ...]:
         """Return logits, finest first; only the finest without deep supervision."""

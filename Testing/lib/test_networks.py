@@ -17,25 +17,23 @@ NAMES = [entry.name for entry in list_networks()]
 WITH_PRESETS = [name for name in NAMES if name.startswith("mamba_unet_")]
 
 
-NARROW = {
-    "mednext_m_k3": {"width": 2},
-    "mednext_m_k5": {"width": 2},
-    "unetr": {"feature_size": 2, "hidden_size": 12, "mlp_size": 12, "heads": 2},
-    "swin_unetr": {"feature_size": 12, "depths": (1, 1, 1, 1)},
-}
-
-
-def small_plan(name: str, **options) -> NetworkPlan:
+@pytest.fixture
+def small_plan(narrow_options):
+    """Makes a plan of three small stages from a network's name and options."""
     stages = (
         StagePlan(4, (1, 1, 1), (1, 3, 3), blocks=1),
         StagePlan(6, (1, 2, 2), (3, 3, 3), blocks=2),
         StagePlan(8, (2, 2, 2), (3, 3, 3), blocks=1),
     )
-    return fit_patch(NetworkPlan(name, 2, 3, (4, 8, 8), stages, True, {**NARROW.get(name, {}), **options}))
+
+    def make(name: str, **options) -> NetworkPlan:
+        return fit_patch(NetworkPlan(name, 2, 3, (4, 8, 8), stages, True, {**narrow_options.get(name, {}), **options}))
+
+    return make
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_come_finest_first_and_the_first_have_the_size_of_the_patch(name):
+def test_logits_come_finest_first_and_the_first_have_the_size_of_the_patch(name, small_plan):
     torch.manual_seed(0)
     plan = small_plan(name)
     outputs = create_network(plan)(torch.randn(2, 2, *plan.patch_size))
@@ -45,14 +43,16 @@ def test_logits_come_finest_first_and_the_first_have_the_size_of_the_patch(name)
     assert {logits.shape[:2] for logits in outputs} == {(2, 3)}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("mamba_unet", "nnunet", "umamba"))])
-def test_a_u_net_of_the_plans_stages_has_an_output_at_each_but_the_deepest(name):
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.startswith(("mamba_unet", "nnunet", "umamba", "transunet"))]
+)
+def test_a_u_net_of_the_plans_stages_has_an_output_at_each_but_the_deepest(name, small_plan):
     outputs = create_network(small_plan(name))(torch.randn(2, 2, 4, 8, 8))
     assert [tuple(logits.shape) for logits in outputs] == [(2, 3, 4, 8, 8), (2, 3, 4, 4, 4)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_gets_a_gradient(name):
+def test_every_parameter_gets_a_gradient(name, small_plan):
     torch.manual_seed(0)
     plan = small_plan(name)
     network = create_network(plan)
@@ -64,7 +64,7 @@ def test_every_parameter_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_the_same(name):
+def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_the_same(name, small_plan):
     torch.manual_seed(0)
     plan = small_plan(name)
     network = create_network(plan).eval()
@@ -77,7 +77,7 @@ def test_without_deep_supervision_only_the_finest_output_is_computed_and_it_is_t
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_scan_backend_reaches_every_mamba_block(name):
+def test_the_scan_backend_reaches_every_mamba_block(name, small_plan):
     network = create_network(small_plan(name))
     set_scan_backend(network, "pytorch")
     blocks = [module for module in network.modules() if "A_log" in dict(module.named_parameters(recurse=False))]
@@ -87,7 +87,7 @@ def test_the_scan_backend_reaches_every_mamba_block(name):
 
 @pytest.mark.parametrize("name", WITH_PRESETS)
 @pytest.mark.parametrize("preset", ["paper", "released"])
-def test_a_resolved_plan_builds_the_same_network_as_its_preset(name, preset):
+def test_a_resolved_plan_builds_the_same_network_as_its_preset(name, preset, small_plan):
     plan = resolve_plan(small_plan(name, preset=preset))
     assert "preset" not in plan.options
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_a_resolved_plan_builds_the_same_network_as_its_preset(name, preset):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_resolved_plan_stays_as_it_is_and_builds_the_same_network(name):
+def test_a_resolved_plan_stays_as_it_is_and_builds_the_same_network(name, small_plan):
     plan = small_plan(name)
     resolved = resolve_plan(plan)
     assert resolve_plan(resolved) == resolved
@@ -112,14 +112,14 @@ def test_a_resolved_plan_stays_as_it_is_and_builds_the_same_network(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_option_no_network_has_is_refused(name):
+def test_an_option_no_network_has_is_refused(name, small_plan):
     with pytest.raises(InputError, match="option"):
         resolve_plan(small_plan(name, telepathy=True))
     with pytest.raises(InputError, match="option"):
         create_network(small_plan(name, telepathy=True))
 
 
-def test_mamba_layers_can_be_placed_at_chosen_stages_only():
+def test_mamba_layers_can_be_placed_at_chosen_stages_only(small_plan):
     everywhere = create_network(small_plan("mamba_unet_unidirectional"))
     bottleneck = create_network(small_plan("mamba_unet_unidirectional", mamba_stages=(2,)))
     scans = [sum(name.endswith("A_log") for name in network.state_dict()) for network in (everywhere, bottleneck)]
@@ -141,24 +141,24 @@ def test_mamba_layers_can_be_placed_at_chosen_stages_only():
         ({"mamba_stages": (7,)}, "0 to 2"),
     ],
 )
-def test_an_option_that_cannot_be_built_is_refused_with_what_would_be_right(options, message):
+def test_an_option_that_cannot_be_built_is_refused_with_what_would_be_right(options, message, small_plan):
     with pytest.raises(InputError, match=message):
         create_network(small_plan("mamba_unet_multidirectional", **options))
 
 
-def test_an_unknown_network_is_refused_with_the_names_there_are():
+def test_an_unknown_network_is_refused_with_the_names_there_are(small_plan):
     with pytest.raises(InputError, match="mamba_unet_unidirectional"):
         create_network(replace(small_plan(NAMES[0]), name="os.system"))
 
 
-def test_a_plan_with_a_patch_the_network_cannot_take_is_refused_with_one_it_can():
+def test_a_plan_with_a_patch_the_network_cannot_take_is_refused_with_one_it_can(small_plan):
     plan = replace(small_plan("nnunet"), patch_size=(3, 8, 9))
     with pytest.raises(InputError, match=r"\(4, 8, 12\)"):
         create_network(plan)
     create_network(fit_patch(plan))
 
 
-def test_a_patch_the_strides_do_not_divide_is_refused_in_words():
+def test_a_patch_the_strides_do_not_divide_is_refused_in_words(small_plan):
     network = create_network(small_plan(NAMES[0]))
     with pytest.raises(ValueError, match=r"multiple of \(2, 4, 4\)"):
         network(torch.zeros(1, 2, 4, 8, 10))
