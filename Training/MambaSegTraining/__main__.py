@@ -114,13 +114,11 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_preprocess(options: argparse.Namespace) -> int:
     """Step `preprocess`."""
-    from MambaSegTraining.dataset import read_dataset
-    from MambaSegTraining.files import read_json
-    from MambaSegTraining.fingerprint import DatasetFingerprint, default_workers
+    from MambaSegTraining.fingerprint import dataset_of, default_workers
     from MambaSegTraining.preprocess import preprocess_cases
 
     run = RunFolder(options.run_dir)
-    dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
+    dataset = dataset_of(run)
     workers = default_workers() if options.workers is None else options.workers
     with case_bar("Preprocessing", len(dataset.cases)) as advance:
         made = preprocess_cases(dataset.cases, run.read_plan(), run.store, workers, advance)

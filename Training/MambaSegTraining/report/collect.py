@@ -9,9 +9,9 @@ from pathlib import Path
 from MambaSegLib.errors import InputError
 from MambaSegLib.schema import from_json
 from MambaSegLib.volume_io import read_channels, read_labels
-from MambaSegTraining.dataset import read_dataset
+from MambaSegTraining.component_selection import final_prediction, final_scores, select_components
 from MambaSegTraining.files import read_json
-from MambaSegTraining.fingerprint import DatasetFingerprint
+from MambaSegTraining.fingerprint import dataset_of
 from MambaSegTraining.fold_training import ENVIRONMENT_FILE
 from MambaSegTraining.leakage_record import checked_leakage
 from MambaSegTraining.provenance import Environment, Environments
@@ -58,12 +58,13 @@ def model_run(run: RunFolder, name: str = "", cost: Cost | None = None) -> Model
     Raises:
         InputError: If a file is missing or damaged.
     """
-    plan, settings, splits, folds = run.read_plan(), run.read_settings(), run.read_splits(), read_scores(run)
+    plan, settings, splits, folds = run.read_plan(), run.read_settings(), run.read_splits(), final_scores(run)
+    selection = select_components(run)
     network, curves = plan.network.name, _curves(run)
     return ModelRun(
         name=name or network,
         dataset=settings.dataset.name or "unnamed data set",
-        protocol=protocol(splits, folds),
+        protocol=protocol(splits, folds, selection.names),
         structures=structures(run),
         scores=pooled(folds),
         subjects=splits.subjects,
@@ -72,6 +73,7 @@ def model_run(run: RunFolder, name: str = "", cost: Cost | None = None) -> Model
         family=_family(network),
         cost=cost or Cost(training_hours=_hours(curves), hardware=_hardware(run)),
         curves=curves,
+        components=selection.choices,
         load_case=lambda case: load_case(run, case),
     )
 
@@ -82,10 +84,9 @@ def _leakage(run: RunFolder, splits: Splits) -> str:
 
 def load_case(run: RunFolder, case: str) -> CaseImages:
     """Read image, reference and out-of-fold prediction of a case."""
-    dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
-    found = next(item for item in dataset.cases if item.name == case)
+    found = next(item for item in dataset_of(run).cases if item.name == case)
     fold = next(number for number, fold in enumerate(run.read_splits().folds) if case in fold.val)
-    prediction = read_labels(run.fold(fold) / "validation" / f"{case}.nii.gz")
+    prediction = final_prediction(run, fold, case)
     return CaseImages(read_channels(found.images), read_labels(found.labels), prediction)
 
 
