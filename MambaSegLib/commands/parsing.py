@@ -48,17 +48,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_models_dir(parser)
 
 
-def add_region(parser: argparse.ArgumentParser) -> None:
-    """Add --roi."""
-    parser.add_argument(
-        "--roi",
-        type=float,
-        nargs=6,
-        metavar=("X0", "X1", "Y0", "Y1", "Z0", "Z1"),
-        help="segment this region only; mm in RAS (x to the right, y to the front, z up), as 3D Slicer shows them",
-    )
-
-
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """Add the options of a prediction."""
     group = parser.add_argument_group("how to compute")
@@ -68,6 +57,12 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "mamba_ssm", "triton", "numba", "pytorch"),
         help="scan backend; a named one that cannot run here is an error (default: the fastest there is)",
+    )
+    group.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "fused", "pytorch"),
+        help="how a CPU computes a network's layers; same result to rounding (default: what is faster here)",
     )
     group.add_argument(
         "--folds", type=fold_list, default=None, metavar="all|0,1", help="folds to average (default: all)"

@@ -163,6 +163,7 @@ def make_predictor(bundle: Bundle, arguments: argparse.Namespace) -> Predictor:
         folds=arguments.folds,
         mirroring=arguments.mirroring,
         overlap=arguments.overlap,
+        engine=arguments.engine,
     )
 
 

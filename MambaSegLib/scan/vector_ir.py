@@ -86,7 +86,7 @@ def vector_kernel(build: Callable[..., None]) -> Any:
     return kernel
 
 
-def _has_avx512() -> bool:
+def has_avx512() -> bool:
     """Whether numba compiles for AVX-512; its cache on disk keeps the code of different processors apart."""
     config: Any = numba.config
     if config.CPU_NAME or config.CPU_FEATURES:  # somebody chose another target: what every one has will do
@@ -253,7 +253,7 @@ class Vectors:
 
         With `below_128`, the caller knows that x stays below 128, and saves an operation; larger x would wrap around.
         """
-        if _has_avx512():
+        if has_avx512():
             return self._exp2_avx512(x)
         builder = self.builder
         x = self.maximum(x, self.constant(-126.0))

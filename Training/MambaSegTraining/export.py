@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, Provenance, save_bundle
 from MambaSegLib.errors import InputError
-from MambaSegTraining.component_selection import final_plan, final_scores, select_components
 from MambaSegTraining.files import load_weights, read_json
 from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
 from MambaSegTraining.leakage_record import checked_leakage
@@ -64,7 +63,7 @@ def export_bundle(
         name=about.name,
         version=about.version,
         description=about.description,
-        plan=final_plan(run),
+        plan=run.read_plan(),
         folds=(),
         provenance=_provenance(run, settings, folds),
         metrics=_metrics(run),
@@ -115,7 +114,7 @@ def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
 
 
 def _metrics(run: RunFolder) -> tuple[Metric, ...]:
-    folds, splits = final_scores(run), run.read_splits()
+    folds, splits = read_scores(run), run.read_splits()
     summaries = summarize_scores(pooled(folds), [label.name for label in run.read_plan().labels], splits.subjects)
     definitions = {metric.id: metric for metric in DEFINITIONS}
     return tuple(
@@ -130,7 +129,7 @@ def _metrics(run: RunFolder) -> tuple[Metric, ...]:
             excluded=entry.summary.excluded,
             ci_low=entry.summary.ci_low,
             ci_high=entry.summary.ci_high,
-            protocol=protocol(splits, folds, select_components(run).names),
+            protocol=protocol(splits, folds),
         )
         for entry in summaries
         if entry.summary
