@@ -44,6 +44,19 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def unavailable_devices() -> dict[str, str]:
+    """Kinds of devices that are not there, each with its reason."""
+    return {name: problem for name in ("cuda", "mps") if (problem := _problem(name))}
+
+
+def _problem(name: str) -> str:
+    try:
+        resolve_device(name)
+    except EnvironmentProblemError as error:
+        return str(error)
+    return ""
+
+
 def device_name(device: torch.device) -> str:
     """What to call a device: "cpu", "mps", "cuda:0 (NVIDIA H100)"."""
     import torch

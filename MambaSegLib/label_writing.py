@@ -106,8 +106,14 @@ def write_labels(labels: Labels, path: str | Path) -> None:
     _write_array(array, labels.geometry, path, LABEL_COMPRESSION)
 
 
-def write_volume(array: Array, geometry: Geometry, path: str | Path) -> None:
-    """Write one scalar image, (Z, Y, X), by suffix: .nii.gz, .nii, .nrrd or .mha.
+def write_volume(array: Array, geometry: Geometry, path: str | Path, *, compression: int = IMAGE_COMPRESSION) -> None:
+    """Write one scalar image by suffix: .nii.gz, .nii, .nrrd or .mha.
+
+    Args:
+        array: Voxels, (Z, Y, X).
+        geometry: Their grid.
+        path: Where.
+        compression: 0 (none, for files that are read once) to 9 (smallest).
 
     Raises:
         InputError: As `check_output_path`; or if array and grid do not fit or the type cannot be stored.
@@ -125,7 +131,7 @@ def write_volume(array: Array, geometry: Geometry, path: str | Path) -> None:
     if array.dtype.str[1:] not in _META_TYPES:
         msg = f"voxels of {array.dtype} cannot be written; convert them to integers or floats first"
         raise InputError(msg)
-    _write_array(array, geometry, path, IMAGE_COMPRESSION)
+    _write_array(array, geometry, path, compression)
 
 
 def _write_array(array: Array, geometry: Geometry, path: Path, level: int) -> None:

@@ -64,8 +64,14 @@ def _input_and_output(plan: Plan) -> str:
             "| Value | Structure |",
             "| ---: | --- |",
             *labels,
+            *_components(plan),
         ]
     )
+
+
+def _components(plan: Plan) -> list[str]:
+    names = [label.name for label in plan.labels if label.value in plan.keep_largest]
+    return ["", f"Of these only the largest connected component is kept: {', '.join(names)}."] if names else []
 
 
 def _metrics(metrics: Iterable[Metric]) -> str:

@@ -22,12 +22,15 @@ try:
 except ModuleNotFoundError:  # in a source checkout the library lies beside the module's folder
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from MambaSegmentationLib.logic import DEFAULT_MODEL, Nodes, Segmenter
+from MambaSegmentationLib.logic import DEFAULT_MODEL, Segmenter
 
 from MambaSegLib.model_card import DISCLAIMER
 
 if TYPE_CHECKING:
-    from MambaSegmentationLib.segmentation_run import SegmentationRun
+    from collections.abc import Sequence
+
+    from MambaSegmentationLib.channels import Nodes
+    from MambaSegmentationLib.job import Job
 
 
 class MambaSegmentation(ScriptedLoadableModule):
@@ -56,13 +59,20 @@ class MambaSegmentationParameterNode:
     model: str = DEFAULT_MODEL
     roi: slicer.vtkMRMLMarkupsROINode
     output: slicer.vtkMRMLSegmentationNode
+    frames: str = "current"
     device: str = "auto"
     backend: str = "auto"
+    folds: str = "all"
     wheelFolder: str = ""
     mirroring: bool = False
     uncertainty: bool = False
     statistics: bool = False
     show3D: bool = True
+    tab: str = "single"
+    batchSource: str = "folder"
+    inputFolder: str = ""
+    outputFolder: str = ""
+    fileFormat: str = ".seg.nrrd"
 
 
 class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
@@ -98,17 +108,101 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
             roiNode: Markups ROI to which the work is limited.
             wait: Whether to return only when it is done.
             outputNode: Segmentation to which the segments are added; None makes one.
-            **options: See `MambaSegmentationLib.segmentation_run.Options`.
+            **options: See `MambaSegmentationLib.request.Options`.
 
         Returns:
-            The segmentation node; with wait=False a `SegmentationRun` (poll, progress, cancel, wait).
+            The segmentation node; with wait=False a `SegmentationRun`, or for frames="all" a `SequenceRun` (poll,
+            progress, cancel, wait, undo).
 
         Raises:
             MambaSegLib.MambaSegError: What was found and what to do.
         """
-        run: SegmentationRun = self.segmenter.start(
+        run: Job = self.segmenter.start(
             nodes, model=model, roiNode=roiNode, outputNode=outputNode, device=device, **options
         )
+        return run.wait() if wait else run
+
+    def segmentMany(
+        self,
+        cases: Sequence[Nodes],
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        wait: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Segment several images of the scene one after the other, in one process that loads the model once.
+
+        Args:
+            cases: What `segment` takes, for each.
+            model: As `segment`.
+            device: As `segment`.
+            wait: As `segment`.
+            **options: As `segment`.
+
+        Returns:
+            A segmentation node per case, None where one failed; with wait=False a `SceneBatchRun`, whose `outcomes`
+            say why.
+
+        Raises:
+            MambaSegLib.MambaSegError: What was found and what to do.
+        """
+        run = self.segmenter.startMany(cases, model=model, device=device, **options)
+        return run.wait() if wait else run
+
+    def segmentFolder(
+        self,
+        inputFolder: str | Path,
+        outputFolder: str | Path,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        wait: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Segment a folder of images or DICOM folders into files; called again, it goes on where it was stopped.
+
+        Args:
+            inputFolder: Folder of images.
+            outputFolder: Folder for segmentations and the table outcomes.csv; made where it is missing.
+            model: As `segment`.
+            device: As `segment`.
+            wait: As `segment`.
+            **options: fileFormat, patterns (see `mambaseg batch --help`), and as `segment`.
+
+        Returns:
+            What became of each case; with wait=False a `FolderRun`.
+
+        Raises:
+            MambaSegLib.MambaSegError: What was found and what to do.
+        """
+        run = self.segmenter.startFolder(inputFolder, outputFolder, model=model, device=device, **options)
+        return run.wait() if wait else run
+
+    def estimate(
+        self,
+        nodes: Nodes,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        roiNode: Any = None,
+        wait: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Time and memory `segment` would take on this computer, found by computing one tile.
+
+        Args:
+            nodes: As `segment`, like all that follow.
+            model: Model.
+            device: Device.
+            roiNode: Region.
+            wait: Whether to return only when it is known.
+            **options: Options.
+
+        Returns:
+            An `Estimate` (seconds, memoryBytes, freeBytes, tiles, frames); with wait=False a `ComputerRun`.
+
+        Raises:
+            MambaSegLib.MambaSegError: What was found and what to do.
+        """
+        run = self.segmenter.startEstimate(nodes, model=model, device=device, roiNode=roiNode, **options)
         return run.wait() if wait else run
 
     def models(self) -> Any:
@@ -159,16 +253,16 @@ class MambaSegmentationTest(ScriptedLoadableModuleTest):
     """Runs inside Slicer, with the bundled model and no download."""
 
     def runTest(self) -> None:
-        """Segment a made-up image on an anisotropic grid and check where the result lies."""
+        """Segment a made-up image, one tile in size and on an anisotropic grid, and check where the result lies."""
         import numpy as np
 
         slicer.mrmlScene.Clear()
         logic = MambaSegmentationLogic()
         if not any(model.name == DEFAULT_MODEL and not model.problem for model in logic.models()):
             self.skipTest(f"the bundled model {DEFAULT_MODEL} is not there")
-        array = np.random.default_rng(0).normal(100, 20, (40, 50, 36)).astype(np.float32)
+        array = np.random.default_rng(0).normal(100, 20, (24, 40, 28)).astype(np.float32)
         volumeNode = slicer.util.addVolumeFromArray(array, ijkToRAS=np.diag([-1.0, -1.0, 1.2, 1.0]), name="made-up")
-        segmentationNode = logic.segment(volumeNode, device="cpu")
+        segmentationNode = logic.segment(volumeNode, device="cpu", folds=(0,))
         role = segmentationNode.GetReferenceImageGeometryReferenceRole()
         self.assertIs(segmentationNode.GetNodeReference(role), volumeNode)
         self.assertGreater(segmentationNode.GetSegmentation().GetNumberOfSegments(), 0)

@@ -28,8 +28,8 @@ class BackendCheck:
         device: The device.
         available: Whether it can run.
         reason: Why it cannot.
-        error: Largest deviation from the sequential reference; None if it did not run.
-        passed: Whether that is rounding.
+        error: Largest deviation from the sequential reference; None if it was not tested.
+        passed: Whether that is rounding; False if it was not tested.
         tokens_per_s: Voxels scanned per second with 64 channels of 16 states; None if it did not run.
     """
 
@@ -42,12 +42,18 @@ class BackendCheck:
     tokens_per_s: float | None = None
 
 
-def check_backends(device: str, *, speed: bool = True) -> tuple[BackendCheck, ...]:
-    """Test every backend on a device against the sequential reference, and time it."""
+def check_backends(device: str, *, test: bool = True, speed: bool = True) -> tuple[BackendCheck, ...]:
+    """Test every backend on a device against the sequential reference, and time it.
+
+    Args:
+        device: Where.
+        test: False only asks each backend whether it could run, which takes no time.
+        speed: False leaves out the timing.
+    """
     return tuple(
         _check(status.name, device, speed)
-        if status.available
-        else BackendCheck(status.name, device, available=False, reason=status.reason)
+        if status.available and test
+        else BackendCheck(status.name, device, status.available, status.reason)
         for status in list_backends(device)
     )
 

@@ -17,9 +17,9 @@ from MambaSegLib.bundle import Bundle, load_bundle
 from MambaSegLib.commands.cases import Case, find_cases, parse_patterns
 from MambaSegLib.commands.failures import explained
 from MambaSegLib.commands.outcomes import OUTCOMES_FILE, Outcome, OutcomeTable, Status
-from MambaSegLib.commands.parsing import add_model, add_prediction, add_reading, add_reporting
+from MambaSegLib.commands.parsing import add_model, add_prediction, add_reading, add_region, add_reporting
 from MambaSegLib.commands.reporting import Reporter, duration
-from MambaSegLib.commands.session import Outputs, check_outputs, make_predictor, read_inputs, write_outputs
+from MambaSegLib.commands.session import Outputs, check_outputs, make_predictor, read_inputs, region, write_outputs
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
 from MambaSegLib.model_card import DISCLAIMER
 from MambaSegLib.progress import Progress
@@ -65,6 +65,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="INDIR", help="folder of images, or of DICOM folders")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUTDIR", help="made where it is missing")
     add_model(parser)
+    add_region(parser)
     parser.add_argument(
         "--pattern",
         action="append",
@@ -152,7 +153,8 @@ def _segment(
 
     tell(Progress("Reading", 0, 1))
     volume = read_inputs(case.images, job.arguments, job.reporter)
-    prediction = predictor.predict(volume, tell, uncertainty=outputs.uncertainty is not None)
+    roi = region(job.arguments.roi, volume.geometry)
+    prediction = predictor.predict(volume, tell, roi=roi, uncertainty=outputs.uncertainty is not None)
     statistics = write_outputs(prediction, volume, outputs)
     return " ".join(prediction.notices), {row.name: row.volume_ml for row in statistics}
 
@@ -185,6 +187,8 @@ def _key(job: _Job, case: Case) -> str:
     settings = {
         name: getattr(job.arguments, name) for name in (*names, "resample_sheared", "uncertainty", "statistics")
     }
+    if job.arguments.roi is not None:
+        settings["roi"] = job.arguments.roi  # only then, so that batches begun without this option go on
     text = json.dumps([job.bundle.sha256, case.sha256(), settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

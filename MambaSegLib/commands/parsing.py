@@ -48,6 +48,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_models_dir(parser)
 
 
+def add_region(parser: argparse.ArgumentParser) -> None:
+    """Add --roi."""
+    parser.add_argument(
+        "--roi",
+        type=float,
+        nargs=6,
+        metavar=("X0", "X1", "Y0", "Y1", "Z0", "Z1"),
+        help="segment this region only; mm in RAS (x to the right, y to the front, z up), as 3D Slicer shows them",
+    )
+
+
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """Add the options of a prediction."""
     group = parser.add_argument_group("how to compute")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MambaSegLib.bundle import Bundle, load_bundle
-from MambaSegLib.commands.parsing import add_model, add_prediction, add_reading, add_reporting
+from MambaSegLib.commands.parsing import add_model, add_prediction, add_reading, add_region, add_reporting
 from MambaSegLib.commands.reporting import Reporter, duration
 from MambaSegLib.commands.session import (
     Outputs,
@@ -59,13 +59,7 @@ def add_parser(subparsers: Any) -> None:
         "-o", "--output", type=Path, required=True, help=".seg.nrrd (names, colors inside), .nii.gz, .nrrd or .mha"
     )
     add_model(parser)
-    parser.add_argument(
-        "--roi",
-        type=float,
-        nargs=6,
-        metavar=("X0", "X1", "Y0", "Y1", "Z0", "Z1"),
-        help="segment this region only; mm in RAS (x to the right, y to the front, z up), as 3D Slicer shows them",
-    )
+    add_region(parser)
     parser.add_argument("--uncertainty", type=Path, metavar="FILE", help="also write the uncertainty per voxel, 0 to 1")
     parser.add_argument(
         "--statistics", type=Path, metavar="FILE", help="also write volumes and intensities: .csv, .json"

@@ -58,14 +58,14 @@ NETWORKS: dict[str, NetworkEntry] = {
             "mednext:build_k3",
             "Roy et al., MedNeXt, MICCAI 2023 (M, kernel 3)",
             "mednext:resolve",
-            "mednext:fit",
+            "contract:fit_any",
         ),
         NetworkEntry(
             "mednext_m_k5",
             "mednext:build_k5",
             "Roy et al., MedNeXt, MICCAI 2023 (M, kernel 5)",
             "mednext:resolve",
-            "mednext:fit",
+            "contract:fit_any",
         ),
         NetworkEntry(
             "unetr", "unetr:build", "Hatamizadeh et al., UNETR, WACV 2022 (MONAI)", "unetr:resolve", "unetr:fit"
@@ -79,6 +79,14 @@ NETWORKS: dict[str, NetworkEntry] = {
         ),
         NetworkEntry(
             "transunet", "transunet:build", "Chen et al., 3D TransUNet, arXiv 2310.07781 (encoder)", "transunet:resolve"
+        ),
+        NetworkEntry("cotr", "cotr:build", "Xie et al., CoTr, MICCAI 2021", "cotr:resolve", "contract:fit_any"),
+        NetworkEntry(
+            "nnformer",
+            "nnformer:build",
+            "Zhou et al., nnFormer, IEEE TIP 2023",
+            "nnformer:resolve",
+            "contract:fit_any",
         ),
     )
 }

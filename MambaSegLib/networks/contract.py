@@ -49,6 +49,11 @@ def fit_strides(plan: NetworkPlan) -> IntTriple:
     return next_multiple(plan.patch_size, stride_product(plan))
 
 
+def fit_any(plan: NetworkPlan) -> IntTriple:
+    """The plan's own patch, for networks that can take any."""
+    return plan.patch_size
+
+
 def require_divisible(shape: tuple[int, ...], divisor: IntTriple) -> None:
     """Refuse a patch the strides do not divide, in words instead of a size mismatch deep inside.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible
+from MambaSegLib.networks.halving import halving_strides, total_stride
 from MambaSegLib.networks.options import read_options, with_options
 
 if TYPE_CHECKING:
@@ -49,11 +50,6 @@ def resolve(plan: NetworkPlan) -> NetworkPlan:
     return with_options(plan, read_options(plan.options, MedNeXtOptions()))
 
 
-def fit(plan: NetworkPlan) -> IntTriple:
-    """The patch itself: any can be taken."""
-    return plan.patch_size
-
-
 def build_k3(plan: NetworkPlan) -> MedNeXt:
     """Kernels of 3 x 3 x 3 voxels."""
     return MedNeXt(plan, read_options(plan.options, MedNeXtOptions()), kernel=3)
@@ -62,21 +58,6 @@ def build_k3(plan: NetworkPlan) -> MedNeXt:
 def build_k5(plan: NetworkPlan) -> MedNeXt:
     """Kernels of 5 x 5 x 5 voxels."""
     return MedNeXt(plan, read_options(plan.options, MedNeXtOptions()), kernel=5)
-
-
-def level_strides(patch_size: IntTriple) -> list[IntTriple]:
-    """Strides of the four downsamplings, coarser levels last: 2 as often as the axis can be halved to 2 voxels or more."""
-    halvings = []
-    for size in patch_size:
-        count = 0
-        while count < LEVELS - 1 and size % 2 ** (count + 1) == 0 and size // 2 ** (count + 1) > 1:
-            count += 1
-        halvings.append(count)
-    strides = []
-    for level in range(1, LEVELS):
-        z, y, x = (2 if level >= LEVELS - count else 1 for count in halvings)
-        strides.append((z, y, x))
-    return strides
 
 
 class MedNeXtBlock(nn.Module):
@@ -136,9 +117,8 @@ class MedNeXt(SegmentationNetwork):
         """Build with PyTorch's own initialization, as released."""
         super().__init__()
         self.deep_supervision = plan.deep_supervision
-        strides = level_strides(plan.patch_size)
-        z, y, x = (2 ** sum(stride[axis] == 2 for stride in strides) for axis in range(3))
-        self.divisor = (z, y, x)
+        strides = halving_strides(plan.patch_size, [(2, 2, 2)] * (LEVELS - 1))
+        self.divisor = total_stride(strides)
         widths = [options.width * 2**level for level in range(LEVELS)]
         self.stem = nn.Conv3d(plan.in_channels, widths[0], 1)
         self.encoder = nn.ModuleList(_stage(widths[level], level, kernel) for level in range(LEVELS))

@@ -6,11 +6,9 @@ no turning: Slicer stores them as (k, j, i), which is (z, y, x).
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import slicer
@@ -22,15 +20,9 @@ from MambaSegLib.geometry import Array, Box, Geometry, box_from_world, straighte
 from MambaSegLib.plan import Label
 from MambaSegLib.seg_nrrd import TAG_PREFIX, terminology_entry
 from MambaSegLib.volume import Labels, Volume
+from MambaSegmentationLib.scene_change import SceneChange
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-_CENTROIDS = {
-    "centroid_x_mm": ("centroid_R_mm", -1.0),
-    "centroid_y_mm": ("centroid_A_mm", -1.0),
-    "centroid_z_mm": ("centroid_S_mm", 1.0),
-}
-"""Column of the library (LPS) -> column and sign in Slicer (RAS)."""
 
 Bounds = tuple[float, float, float, float, float, float]
 
@@ -52,7 +44,7 @@ def volumeFromNode(
         InputError: If there are no voxels, the node is a label map, has several components and no frame is given, or
             its grid is sheared.
     """
-    array = _voxels(node, frame)
+    array = voxels(node, frame)
     steps = RAS_TO_LPS @ (_ijkToRas(node) if matrix is None else matrix)
     try:
         geometry, _ = straightened(steps[:3, 2::-1], steps[:3, 3], array.shape)
@@ -63,17 +55,29 @@ def volumeFromNode(
 
 
 def volumesFromNodes(
-    nodes: Sequence[slicer.vtkMRMLScalarVolumeNode], *, frame: int | None = None
+    nodes: Sequence[slicer.vtkMRMLScalarVolumeNode],
+    *,
+    frame: int | None = None,
+    contents: Sequence[slicer.vtkMRMLScalarVolumeNode] | None = None,
 ) -> tuple[Volume, ...]:
     """Copy the images of one case, all in the coordinates of the first one's node.
 
     Images may lie under different linear transforms: they are placed where the scene shows them relative to the first.
 
+    Args:
+        nodes: Images of the scene.
+        frame: See `volumeFromNode`.
+        contents: Nodes to take voxels and grids from instead, one for each: frames of sequences, which are outside the
+            scene and under no transform.
+
     Raises:
         InputError: As `volumeFromNode`; or if a transform between two images is not linear.
     """
     first = nodes[0]
-    return tuple(volumeFromNode(node, frame=frame, matrix=_relativeMatrix(node, first)) for node in nodes)
+    return tuple(
+        volumeFromNode(content, frame=frame, matrix=_relativeMatrix(node, first, content))
+        for node, content in zip(nodes, contents or nodes, strict=True)
+    )
 
 
 def regionBounds(roiNode: slicer.vtkMRMLDisplayableNode, node: slicer.vtkMRMLScalarVolumeNode) -> Bounds:
@@ -134,6 +138,7 @@ def segmentationFromLabels(
     labels: Labels,
     reference: slicer.vtkMRMLScalarVolumeNode,
     outputNode: slicer.vtkMRMLSegmentationNode | None = None,
+    grid: slicer.vtkMRMLScalarVolumeNode | None = None,
 ) -> slicer.vtkMRMLSegmentationNode:
     """Put a label map into the scene as segments, next to the image it was made from.
 
@@ -144,6 +149,7 @@ def segmentationFromLabels(
         labels: On the grid of the image.
         reference: The image.
         outputNode: Where the segments go; None makes a new node.
+        grid: Image whose grid the labels have, if it is not the reference: a frame of a sequence.
 
     Returns:
         The segmentation node, under the same transform as the image.
@@ -151,7 +157,8 @@ def segmentationFromLabels(
     Raises:
         InputError: If labels and image do not lie on one grid, or as `checkOutput`.
     """
-    geometry = volumeGeometry(reference)
+    grid = grid or reference
+    geometry = volumeGeometry(grid)
     if not geometry.is_close(labels.geometry):
         message = f"{reference.GetName()} has changed since it was segmented: {labels.geometry.differences(geometry)}."
         raise InputError(message)
@@ -165,7 +172,7 @@ def segmentationFromLabels(
             segmentation.SetSourceRepresentationName(_labelmapName())
             outputNode.SetReferenceImageGeometryParameterFromVolumeNode(reference)
             outputNode.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
-        image = _orientedImage(labels.array, reference)
+        image = _orientedImage(labels.array, grid)
         for label in labels.table:
             _addSegment(segmentation, label, image, labels.tags)
     finally:
@@ -192,49 +199,19 @@ def labelsFromSegmentation(
     segmentation = segmentationNode.GetSegmentation()
     array = np.zeros(geometry.shape, np.uint16)
     table = []
-    for number in range(segmentation.GetNumberOfSegments()):
-        segmentId = segmentation.GetNthSegmentID(number)
-        segment = segmentation.GetSegment(segmentId)
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, segmentId, reference)
-        if mask is not None:
-            array[mask > 0] = number + 1
-        red, green, blue = (round(255 * part) for part in segment.GetColor())
-        table.append(Label(number + 1, segment.GetName(), (red, green, blue)))
+    # Slicer's function leaves display nodes of its own behind.
+    helpers = SceneChange(segmentationNode.GetScene())
+    with helpers:
+        for number in range(segmentation.GetNumberOfSegments()):
+            segmentId = segmentation.GetNthSegmentID(number)
+            segment = segmentation.GetSegment(segmentId)
+            mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, segmentId, reference)
+            if mask is not None:
+                array[mask > 0] = number + 1
+            red, green, blue = (round(255 * part) for part in segment.GetColor())
+            table.append(Label(number + 1, segment.GetName(), (red, green, blue)))
+    helpers.undo()
     return Labels(array, geometry, tuple(table))
-
-
-def volumeNodeFromArray(
-    array: Array, reference: slicer.vtkMRMLScalarVolumeNode, name: str
-) -> slicer.vtkMRMLScalarVolumeNode:
-    """Add an image on another image's grid, (Z, Y, X), to the scene."""
-    node = reference.GetScene().AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
-    matrix = vtk.vtkMatrix4x4()
-    reference.GetIJKToRASMatrix(matrix)
-    node.SetIJKToRASMatrix(matrix)
-    node.SetAndObserveImageData(_imageData(array, vtk.vtkImageData()))
-    node.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
-    node.CreateDefaultDisplayNodes()
-    _putBeside(node, reference)
-    return node
-
-
-def tableNodeFromCsv(path: Path, reference: slicer.vtkMRMLScalarVolumeNode, name: str) -> slicer.vtkMRMLTableNode:
-    """Add the library's table of statistics to the scene; numbers become numbers, centroids RAS as Slicer shows them."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        header, *rows = csv.reader(stream)
-    node = reference.GetScene().AddNewNodeByClass("vtkMRMLTableNode", name)
-    for number, title in enumerate(header):
-        cells = [row[number] for row in rows]
-        if title in _CENTROIDS:
-            title, sign = _CENTROIDS[title]
-            cells = [repr(sign * float(cell)) if cell else "nan" for cell in cells]
-        column = vtk.vtkDoubleArray() if all(map(_isNumber, cells)) else vtk.vtkStringArray()
-        column.SetName(title)
-        for cell in cells:
-            column.InsertNextValue(float(cell) if isinstance(column, vtk.vtkDoubleArray) else cell)
-        node.AddColumn(column)
-    _putBeside(node, reference)
-    return node
 
 
 def withSource(labels: Labels, source: str) -> Labels:
@@ -243,7 +220,8 @@ def withSource(labels: Labels, source: str) -> Labels:
     return replace(labels, tags=(*others, ("Source", source)))
 
 
-def _voxels(node: slicer.vtkMRMLScalarVolumeNode, frame: int | None) -> Array:
+def voxels(node: slicer.vtkMRMLScalarVolumeNode, frame: int | None) -> Array:
+    """A copy of an image's values, (Z, Y, X); see `volumeFromNode`."""
     name = node.GetName() or "The volume"
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
         message = f"{name} is a label map, not an image. Choose the image itself."
@@ -272,13 +250,17 @@ def _ijkToRas(node: slicer.vtkMRMLScalarVolumeNode) -> Array:
     return _asArray(matrix)
 
 
-def _relativeMatrix(node: slicer.vtkMRMLScalarVolumeNode, first: slicer.vtkMRMLScalarVolumeNode) -> Array:
-    """(i, j, k) of a node to RAS in the coordinates of another node."""
+def _relativeMatrix(
+    node: slicer.vtkMRMLScalarVolumeNode,
+    first: slicer.vtkMRMLScalarVolumeNode,
+    content: slicer.vtkMRMLScalarVolumeNode,
+) -> Array:
+    """(i, j, k) of an image that lies where `node` does to RAS in the coordinates of another node."""
     if node.GetTransformNodeID() == first.GetTransformNodeID():
-        return _ijkToRas(node)
+        return _ijkToRas(content)
     names = f"{node.GetName()} and {first.GetName()}"
     between = _betweenNodes(node.GetParentTransformNode(), first.GetParentTransformNode(), names)
-    return between @ _ijkToRas(node)
+    return between @ _ijkToRas(content)
 
 
 def _betweenNodes(source: object, target: object, names: str) -> Array:
@@ -303,11 +285,11 @@ def _newSegmentation(reference: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRM
     name = scene.GetUniqueNameByString(f"{reference.GetName()} segmentation")
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
-    _putBeside(node, reference)
+    putBeside(node, reference)
     return node
 
 
-def _putBeside(node: slicer.vtkMRMLNode, reference: slicer.vtkMRMLNode) -> None:
+def putBeside(node: slicer.vtkMRMLNode, reference: slicer.vtkMRMLNode) -> None:
     """Same study (or folder) of the subject hierarchy as the image."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(reference.GetScene())
     if hierarchy is None:
@@ -322,14 +304,15 @@ def _putBeside(node: slicer.vtkMRMLNode, reference: slicer.vtkMRMLNode) -> None:
 
 
 def _orientedImage(array: Array, reference: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkOrientedImageData:
-    image = _imageData(array, slicer.vtkOrientedImageData())
+    image = imageData(array, slicer.vtkOrientedImageData())
     matrix = vtk.vtkMatrix4x4()
     reference.GetIJKToRASMatrix(matrix)
     image.SetImageToWorldMatrix(matrix)
     return image
 
 
-def _imageData(array: Array, image: vtk.vtkImageData) -> vtk.vtkImageData:
+def imageData(array: Array, image: vtk.vtkImageData) -> vtk.vtkImageData:
+    """Give an image object a copy of voxels, (Z, Y, X)."""
     # deep: VTK must own the voxels, since the array is gone when this returns.
     scalars = numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=True)
     scalars.SetName("ImageScalars")
@@ -366,11 +349,3 @@ def _freeName(segmentation: slicer.vtkSegmentation, name: str) -> str:
     while free in taken:
         free, number = f"{name} ({number})", number + 1
     return free
-
-
-def _isNumber(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

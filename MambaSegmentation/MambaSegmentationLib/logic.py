@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import slicer
-
 from MambaSegLib.bundle import Bundle, load_bundle
 from MambaSegLib.errors import EnvironmentProblemError, InputError
+from MambaSegLib.model_folders import default_models_folder
 from MambaSegLib.model_zoo import ListedModel, install_model, list_models, remove_model
-from MambaSegLib.plan import Channel
 from MambaSegmentationLib import dependencies
-from MambaSegmentationLib.segmentation_run import Options, Request, SegmentationRun
+from MambaSegmentationLib.batch_run import FolderRun
+from MambaSegmentationLib.cases_run import SceneBatchRun
+from MambaSegmentationLib.channels import Nodes, orderedNodes
+from MambaSegmentationLib.computer import ComputerRun
+from MambaSegmentationLib.dicom_series import DicomRun, Series
+from MambaSegmentationLib.frames import numberOfFrames
+from MambaSegmentationLib.install_run import InstallRun
+from MambaSegmentationLib.job import Job
+from MambaSegmentationLib.request import Options, Request
+from MambaSegmentationLib.segmentation_run import SegmentationRun
+from MambaSegmentationLib.sequence_run import SequenceRun
 
-VolumeNode = slicer.vtkMRMLScalarVolumeNode
-Nodes = VolumeNode | Sequence[VolumeNode] | Mapping[str, VolumeNode]
 DEFAULT_MODEL = "mamba_unet_multidirectional.hippocampus"
 
 
@@ -33,30 +38,116 @@ class Segmenter:
         """Nothing is loaded yet."""
         self.modelsFolder: Path | None = None
         self.workerCommand: tuple[str, ...] = ()
-        self._run: SegmentationRun | None = None
+        self._run: Job | None = None
 
     def start(
         self, nodes: Nodes, *, model: str = DEFAULT_MODEL, roiNode: Any = None, outputNode: Any = None, **options: Any
-    ) -> SegmentationRun:
+    ) -> SegmentationRun | SequenceRun:
         """Start a segmentation in another process.
 
         Raises:
             InputError: If an image, the model, the region or an option cannot be used, or one is running already.
             EnvironmentProblemError: If a package is missing.
         """
-        if self._run is not None and not self._run.poll():
-            message = "A segmentation is running already. Wait until it is done, or cancel it."
-            raise InputError(message)
-        bundle = load_bundle(model, models_dir=self.modelsFolder)
-        chosen = orderedNodes(nodes, bundle)
-        known = {field.name for field in fields(Options)}
-        if unknown := set(options) - known:
-            message = f"Unknown option {', '.join(sorted(unknown))}. Options are {', '.join(sorted(known))}."
-            raise InputError(message)
+        self._checkIdle()
+        request = self._request(nodes, model, roiNode, outputNode, options)
         self._checkPackages()
-        request = Request(chosen, bundle, Options(**options), roiNode, outputNode, self.workerCommand)
-        self._run = SegmentationRun(request)
-        return self._run
+        kind = SequenceRun if request.options.frames == "all" else SegmentationRun
+        run = kind(request)
+        self._run = run
+        return run
+
+    def startMany(
+        self, cases: Sequence[Nodes], *, model: str = DEFAULT_MODEL, roiNode: Any = None, **options: Any
+    ) -> SceneBatchRun:
+        """Start segmenting several images of the scene, one after the other.
+
+        Raises:
+            InputError: As `start`.
+            EnvironmentProblemError: If a package is missing.
+        """
+        self._checkIdle()
+        if not cases:
+            message = "No image was chosen. Mark the images to be segmented."
+            raise InputError(message)
+        request = self._request(cases[0], model, roiNode, None, options)
+        ordered = [orderedNodes(nodes, request.bundle) for nodes in cases]
+        self._checkPackages()
+        run = SceneBatchRun(ordered, request)
+        self._run = run
+        return run
+
+    def startFolder(
+        self,
+        inputFolder: str | Path,
+        outputFolder: str | Path,
+        *,
+        model: str = DEFAULT_MODEL,
+        fileFormat: str = ".seg.nrrd",
+        patterns: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> FolderRun:
+        """Start segmenting a folder of images; what an earlier run finished is left alone.
+
+        Raises:
+            InputError: If a folder, the model or an option cannot be used, or a run is under way.
+            EnvironmentProblemError: If a package is missing.
+        """
+        self._checkIdle()
+        bundle = self._bundle(model)
+        checked = Options.checked(**options)
+        self._checkPackages()
+        run = FolderRun(
+            bundle,
+            Path(inputFolder),
+            Path(outputFolder),
+            checked,
+            fileFormat=fileFormat,
+            patterns=dict(patterns or {}),
+            command=self.workerCommand,
+        )
+        self._run = run
+        return run
+
+    def startDicom(
+        self,
+        series: Sequence[Series],
+        outputFolder: str | Path,
+        *,
+        model: str = DEFAULT_MODEL,
+        fileFormat: str = ".seg.nrrd",
+        **options: Any,
+    ) -> DicomRun:
+        """Start segmenting series of Slicer's DICOM database into a folder; see `startFolder`."""
+        self._checkIdle()
+        bundle = self._bundle(model)
+        checked = Options.checked(**options)
+        self._checkPackages()
+        run = DicomRun(bundle, series, Path(outputFolder), checked, fileFormat=fileFormat, command=self.workerCommand)
+        self._run = run
+        return run
+
+    def startEstimate(
+        self, nodes: Nodes, *, model: str = DEFAULT_MODEL, roiNode: Any = None, **options: Any
+    ) -> ComputerRun:
+        """Start finding out what `start` would need on this computer, by computing one tile.
+
+        Raises:
+            InputError: As `start`.
+            EnvironmentProblemError: If a package is missing.
+        """
+        request = self._request(nodes, model, roiNode, None, options)
+        self._checkPackages()
+        frames = max(map(numberOfFrames, request.nodes)) if request.options.frames == "all" else 1
+        return ComputerRun(request, frames=frames, command=self.workerCommand)
+
+    def startLook(self) -> ComputerRun:
+        """Start finding out which devices and scan backends there are.
+
+        Raises:
+            EnvironmentProblemError: If the worker cannot be started.
+        """
+        return ComputerRun(command=self.workerCommand)
 
     def models(self) -> tuple[ListedModel, ...]:
         """All models, those that came with the program first; damaged ones with their problem."""
@@ -66,9 +157,34 @@ class Segmenter:
         """Check a model (folder, .zip or address of one) and add it; nothing is left behind if it is refused."""
         return install_model(source, models_dir=self.modelsFolder, sha256=sha256, force=force)
 
+    def startInstall(self, source: str, *, sha256: str = "") -> InstallRun:
+        """Start installing a model in another process: downloads take their time.
+
+        Raises:
+            EnvironmentProblemError: If the worker cannot be started.
+        """
+        return InstallRun(source, sha256=sha256, modelsFolder=self.folder(), command=self.workerCommand)
+
     def remove(self, name: str) -> None:
         """Delete an installed model."""
         remove_model(name, models_dir=self.modelsFolder)
+
+    def folder(self) -> Path:
+        """Folder of installed models."""
+        return self.modelsFolder or default_models_folder()
+
+    def _request(self, nodes: Nodes, model: str, roiNode: Any, outputNode: Any, options: Mapping[str, Any]) -> Request:
+        bundle = self._bundle(model)
+        chosen = orderedNodes(nodes, bundle)
+        return Request(chosen, bundle, Options.checked(**options), roiNode, outputNode, self.workerCommand)
+
+    def _bundle(self, model: str) -> Bundle:
+        return load_bundle(model, models_dir=self.modelsFolder)
+
+    def _checkIdle(self) -> None:
+        if self._run is not None and not self._run.poll():
+            message = "A segmentation is running already. Wait until it is done, or cancel it."
+            raise InputError(message)
 
     def _checkPackages(self) -> None:
         missing = dependencies.missingPackages()
@@ -79,49 +195,3 @@ class Segmenter:
                 "or call MambaSegmentationLib.dependencies.install(...)."
             )
             raise EnvironmentProblemError(message)
-
-
-def orderedNodes(nodes: Nodes, bundle: Bundle) -> tuple[VolumeNode, ...]:
-    """One image per channel in the model's order.
-
-    Args:
-        nodes: One node, several in the model's order, or by channel name.
-        bundle: The model.
-
-    Raises:
-        InputError: If images are missing, too many or of another name; the message lists the channels.
-    """
-    channels = [channel.name for channel in bundle.manifest.plan.channels]
-    wanted = f"{bundle.name} needs {len(channels)} image(s): {', '.join(channels)}"
-    if isinstance(nodes, Mapping):
-        wrong = sorted(set(nodes) ^ set(channels))
-        if wrong:
-            message = f"{wanted}. Missing or not known: {', '.join(wrong)}."
-            raise InputError(message)
-        nodes = [nodes[name] for name in channels]
-    elif isinstance(nodes, VolumeNode):
-        nodes = [nodes]
-    if any(not isinstance(node, VolumeNode) for node in nodes or [None]):
-        message = f"{wanted}. Choose a volume for each."
-        raise InputError(message)
-    if len(nodes) != len(channels):
-        message = f"{wanted}; {len(nodes)} given."
-        raise InputError(message)
-    return tuple(nodes)
-
-
-def suggestedNodes(channels: Sequence[Channel], nodes: Sequence[VolumeNode]) -> tuple[VolumeNode | None, ...]:
-    """Guess by name which image is which channel; a single channel takes the only image there is."""
-    if len(channels) == 1:
-        return (nodes[0] if len(nodes) == 1 else _named(channels[0].name, nodes),)
-    left = list(nodes)
-    found: dict[str, VolumeNode | None] = {}
-    # Longest names first: "T1CE" must not be taken by "T1".
-    for channel in sorted(channels, key=lambda channel: -len(channel.name)):
-        found[channel.name] = _named(channel.name, left)
-        left = [node for node in left if node is not found[channel.name]]
-    return tuple(found[channel.name] for channel in channels)
-
-
-def _named(name: str, nodes: Sequence[VolumeNode]) -> VolumeNode | None:
-    return next((node for node in nodes if name.lower() in node.GetName().lower()), None)

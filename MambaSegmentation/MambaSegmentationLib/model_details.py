@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from MambaSegLib.manifest import BundleManifest, Metric
 from MambaSegLib.model_zoo import ListedModel
-from MambaSegLib.plan import Label
-
-OPEN_LICENSES = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
-"""Licenses of weights that allow any use, commercial use too."""
-
-
-def licenseQuestion(model: ListedModel) -> str:
-    """What to ask a person who installs a model whose weights may not be used for everything; "" if they may."""
-    if model.manifest is None or model.manifest.provenance.weights_license in OPEN_LICENSES:
-        return ""
-    found = model.manifest.provenance.weights_license
-    return (
-        f'The weights of {model.name} are under the license "{found}", which may forbid some uses, such as commercial '
-        "ones. Do you accept it and keep the model?"
-    )
+from MambaSegLib.plan import Channel, Label
 
 
 def modelTitle(model: ListedModel) -> str:
@@ -44,21 +31,33 @@ def modelHtml(model: ListedModel) -> str:
     if model.manifest is None:
         return f"<p><b>{escape(model.name)}</b> cannot be used: {escape(model.problem)}</p>"
     manifest = model.manifest
-    channels = ", ".join(f"{channel.name} {channel.modality}".strip() for channel in manifest.plan.channels)
     rows = [
-        ("Input", escape(channels)),
+        ("Input", escape(", ".join(map(_channelText, manifest.plan.channels)))),
         ("Segments", ", ".join(map(_labelHtml, manifest.plan.labels))),
+        ("Anatomy", escape(", ".join(_anatomy(manifest)))),
         ("Network", escape(f"{manifest.plan.network.name}, {len(manifest.folds)} fold(s)")),
-        ("Accuracy", "<br>".join(map(_metricHtml, manifest.metrics)) or "not stated"),
+        ("Accuracy", _accuracyHtml(manifest.metrics)),
         ("Trained on", escape(_training(manifest))),
-        ("License of the weights", escape(manifest.provenance.weights_license)),
+        ("License", escape(f"{manifest.provenance.weights_license} (weights)")),
         ("Intended use", escape(manifest.intended_use)),
         ("Limits", escape(manifest.limits)),
         ("On disk", escape(f"{sum(fold.bytes for fold in manifest.folds) / 1e6:.1f} MB, {model.path}")),
     ]
-    table = "".join(f"<tr><td valign='top'><b>{name}</b>&nbsp;</td><td>{value}</td></tr>" for name, value in rows)
-    head = f"<b>{escape(manifest.name)} {escape(manifest.version)}</b> ({model.origin})"
-    return f"<p>{head}<br>{escape(manifest.description)}</p><table>{table}</table>"
+    table = "".join(
+        f"<tr><td valign='top'><b>{name}</b>&nbsp;&nbsp;</td><td>{value}</td></tr>" for name, value in rows if value
+    )
+    title = f"<small>{escape(manifest.name)} {escape(manifest.version)} ({model.origin})</small>"
+    return f"<p><b>{escape(manifest.description)}</b><br>{title}</p><table>{table}</table>"
+
+
+def _channelText(channel: Channel) -> str:
+    return f"{channel.name} ({channel.modality})" if channel.modality else channel.name
+
+
+def _anatomy(manifest: BundleManifest) -> list[str]:
+    """What the terminology of the labels calls the structures, each once."""
+    codes = [label.terminology.type.meaning for label in manifest.plan.labels if label.terminology is not None]
+    return list(dict.fromkeys(codes))
 
 
 def _labelHtml(label: Label) -> str:
@@ -66,10 +65,17 @@ def _labelHtml(label: Label) -> str:
     return f"<span style='color:{color}'>&#9632;</span>&nbsp;{escape(label.name)}"
 
 
-def _metricHtml(metric: Metric) -> str:
+def _accuracyHtml(metrics: Sequence[Metric]) -> str:
+    """The figures, then what they mean, once each."""
+    lines = [_metricText(metric) for metric in metrics]
+    definitions = dict.fromkeys(f"{metric.name}: {metric.definition} {metric.protocol}".strip() for metric in metrics)
+    small = "".join(f"<br><small>{escape(text)}</small>" for text in definitions)
+    return "<br>".join(map(escape, lines)) + small if lines else "not stated"
+
+
+def _metricText(metric: Metric) -> str:
     unit = f" {metric.unit}" if metric.unit else ""
-    value = f"{metric.name} {metric.label}: {metric.mean:.3f} &plusmn; {metric.std:.3f}{escape(unit)} (n = {metric.n})"
-    return f"{value}<br><small>{escape(metric.definition)} {escape(metric.protocol)}</small>"
+    return f"{metric.name} {metric.label}: {metric.mean:.3f} \u00b1 {metric.std:.3f}{unit} (n = {metric.n})"
 
 
 def _training(manifest: BundleManifest) -> str:

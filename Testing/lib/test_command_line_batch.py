@@ -201,3 +201,19 @@ def test_the_table_of_another_model_is_set_aside(tmp_path: Path) -> None:
     OutcomeTable(tmp_path, ["M"])
     assert [row["case"] for row in rows_of(tmp_path / "outcomes-1.csv")] == ["a"]
     assert rows_of(tmp_path / "outcomes.csv") == []
+
+
+def test_a_region_limits_every_case_and_makes_another_result(
+    tmp_path: Path, images: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "b.nii.gz").unlink()
+    words = ["batch", str(images), "-o", str(tmp_path / "out"), "--model", str(tiny_bundle.path), *QUICK, "--events"]
+    # RAS: x and y are negative here. Voxels 0 to 7 along x and all along y and z.
+    assert main([*words, "--roi", "-7.2", "1", "-20", "1", "-1", "40"]) == 0
+    for name in ("a", "c"):
+        labels = read_labels(tmp_path / "out" / f"{name}.seg.nrrd").array
+        assert labels.any()
+        assert not labels[:, :, 8:].any()
+    capsys.readouterr()
+    assert main(words) == 0
+    assert statuses(capsys.readouterr().out) == {"a": "done", "c": "done"}

@@ -85,6 +85,21 @@ def test_the_doctor_lists_versions_and_devices_as_text_and_json(capsys: pytest.C
     assert {check["name"] for check in report["backends"]} >= {"pytorch", "triton"}
 
 
+def test_a_quick_look_computes_nothing_and_says_why_a_device_is_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_check, "_check", None)  # would fail if anything was computed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["doctor", "--quick", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "cuda is not there" in report["unavailable_devices"]["cuda"]
+    assert {check["name"]: check["available"] for check in report["backends"]}["pytorch"]
+    assert main(["doctor", "--quick", "--events"]) == 0
+    assert json.loads(capsys.readouterr().out)["backends"] == report["backends"]
+    assert main(["doctor", "--quick"]) == 0
+    assert "available, not tested" in capsys.readouterr().out
+
+
 def test_a_missing_package_fails_the_doctor_with_its_cure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from MambaSegLib.networks import create_network
-from MambaSegLib.networks.mednext import EXPANSIONS, level_strides
+from MambaSegLib.networks.mednext import EXPANSIONS
 from MambaSegLib.plan import NetworkPlan
 
 # The released code has one more, a tensor that only works around a defect of checkpointing.
@@ -61,12 +61,6 @@ def _monai(nets, kernel: int) -> nn.Module:
             4 * 2**level, 8 * 2**level, EXPANSIONS[level + 1], kernel, use_residual_connection=True
         )
     return peer
-
-
-def test_an_axis_is_halved_at_the_last_levels_as_often_as_it_can_be():
-    assert level_strides((48, 192, 192)) == [(2, 2, 2)] * 4
-    assert level_strides((14, 256, 224)) == [(1, 2, 2)] * 3 + [(2, 2, 2)]
-    assert level_strides((40, 56, 9)) == [(1, 1, 1), *[(2, 2, 1)] * 3]
 
 
 @pytest.mark.parametrize("patch", [(7, 8, 12), (6, 16, 9)])

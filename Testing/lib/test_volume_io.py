@@ -473,3 +473,12 @@ def test_a_bomb_in_gzip_is_not_unpacked(tmp_path):
     packed += b"".join(packer.compress(bytes(1 << 20)) for _ in range(60)) + packer.flush()
     (tmp_path / "a.nii.gz").write_bytes(packed)
     assert np.array_equal(read_volume(tmp_path / "a.nii.gz").array[0], image())
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_an_image_that_is_read_once_need_not_be_packed(tmp_path, oblique_geometry, suffix):
+    array = np.zeros(oblique_geometry.shape, np.int16)
+    write_volume(array, oblique_geometry, tmp_path / f"packed{suffix}")
+    write_volume(array, oblique_geometry, tmp_path / f"plain{suffix}", compression=0)
+    assert (tmp_path / f"plain{suffix}").stat().st_size > array.nbytes > (tmp_path / f"packed{suffix}").stat().st_size
+    assert np.array_equal(read_volume(tmp_path / f"plain{suffix}").array[0], array)

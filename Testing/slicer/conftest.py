@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from slicer_requirements import MISSING
 
 HERE = Path(__file__).parent
 MODULE_FOLDER = HERE.parents[1] / "MambaSegmentation"
+
+MODULE_FILE = MODULE_FOLDER / "MambaSegmentation.py"
 
 collect_ignore_glob = ["standins/*"]
 
@@ -118,6 +121,103 @@ def modelPath(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def segmenter(modelPath: Path, tmp_path: Path, scene: Any) -> Any:
+    """A segmenter that has the tiny model installed, in a folder of its own."""
+    from MambaSegmentationLib.logic import Segmenter
+
+    made = Segmenter()
+    made.modelsFolder = tmp_path / "models"
+    made.install(modelPath)
+    return made
+
+
+@pytest.fixture
+def addSequence(scene: Any) -> Any:
+    """Function that adds a sequence of images with its browser: (arrays, IJK to RAS, name) -> proxy node, browser."""
+    import slicer
+
+    def add(arrays: Sequence[np.ndarray], ijkToRas: np.ndarray, name: str = "cine") -> tuple[Any, Any]:
+        sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+        sequence.SetIndexName("time")
+        sequence.SetIndexUnit("s")
+        for number, array in enumerate(arrays):
+            node = slicer.util.addVolumeFromArray(array, ijkToRAS=ijkToRas, name=name)
+            sequence.SetDataNodeAtValue(node, f"{0.5 * number:g}")
+            scene.RemoveNode(node)
+        browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{name} browser")
+        browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+        return browser.GetProxyNode(sequence), browser
+
+    return add
+
+
+def contents(scene: Any) -> list[str]:
+    """Everything in a scene: what an undo must bring back."""
+    return sorted(f"{(node := scene.GetNthNode(n)).GetID()} {node.GetName()}" for n in range(scene.GetNumberOfNodes()))
+
+
+def until(run: Any, condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Poll a run until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        run.poll()
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.fixture
 def workerOf() -> Callable[[str], tuple[str, ...]]:
     """Function that makes a worker command of Python source; the words meant for the library are in sys.argv[1:]."""
     return lambda source: (sys.executable, "-u", "-c", source)
+
+
+@pytest.fixture
+def thresholdWorker() -> tuple[str, ...]:
+    """Command of a quick stand-in for `mambaseg`; see `threshold_worker.py`."""
+    return (sys.executable, "-u", str(HERE / "threshold_worker.py"))
+
+
+def waitFor(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Let the application go on until a condition holds."""
+    import slicer
+
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        slicer.app.processEvents()
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.fixture
+def opened(scene: Any, modelPath: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module's window with one installed model; yields (window, its host widget, errors shown)."""
+    import headless_slicer
+    from MambaSegmentationLib.logic import Segmenter
+
+    created = Segmenter.__init__
+
+    def withOwnFolder(self: Any) -> None:
+        created(self)
+        self.modelsFolder = tmp_path / "models"
+
+    monkeypatch.setattr(Segmenter, "__init__", withOwnFolder)
+    _, widget, host = headless_slicer.loadModule(MODULE_FILE)
+    widget.logic.installModel(modelPath)
+    widget.window.models.refresh()
+    errors: list[str] = []
+    widget.window.dialogs.showError = errors.append
+    yield widget, host, errors
+    headless_slicer.closeModule(widget, host)
+
+
+@pytest.fixture
+def ready(opened: Any, obliqueVolume: Any) -> Any:
+    """The same with the image and the model chosen, computed on the CPU; (window, widgets, errors shown)."""
+    widget, _host, errors = opened
+    ui = widget.window.ui
+    ui.modelSelector.setCurrentIndex(ui.modelSelector.findData("mamba_unet_unidirectional.tiny"))
+    widget.window.inputs.selectors()["T1"].setCurrentNode(obliqueVolume)
+    ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData("cpu"))
+    ui.backendSelector.setCurrentIndex(ui.backendSelector.findData("pytorch"))
+    return widget.window, ui, errors

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from MambaSegmentationLib import conversion
+from MambaSegmentationLib import conversion, scene_nodes
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Code, Label, Terminology
@@ -262,7 +262,7 @@ def test_a_table_keeps_numbers_as_numbers_and_gives_centers_in_ras(obliqueVolume
     path = tmp_path / "table.csv"
     text = "name,volume_ml,centroid_x_mm,centroid_z_mm\nhead,1.5,-3.5,4\ntail,0.25,,\n"
     path.write_text(text, encoding="utf-8")
-    table = conversion.tableNodeFromCsv(path, obliqueVolume, "Volumes").GetTable()
+    table = scene_nodes.tableNodeFromCsv(path, obliqueVolume, "Volumes").GetTable()
     assert table.GetColumnByName("name").GetValue(1) == "tail"
     assert table.GetColumnByName("volume_ml").GetValue(1) == 0.25
     # LPS x = -3.5 is 3.5 mm to the right; S is z. A structure without voxels has no center.
@@ -273,6 +273,6 @@ def test_a_table_keeps_numbers_as_numbers_and_gives_centers_in_ras(obliqueVolume
 
 def test_a_new_image_lies_on_the_old_ones_grid(obliqueVolume, rng):
     array = rng.random(conversion.volumeGeometry(obliqueVolume).shape, dtype=np.float32)
-    node = conversion.volumeNodeFromArray(array, obliqueVolume, "uncertainty")
+    node = scene_nodes.volumeNodeFromArray(array, obliqueVolume, "uncertainty")
     assert np.array_equal(slicer.util.arrayFromVolume(node), array)
     assert conversion.volumeGeometry(node) == conversion.volumeGeometry(obliqueVolume)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
+from conftest import contents, until
 from MambaSegmentationLib import conversion, dependencies
-from MambaSegmentationLib.logic import Segmenter, orderedNodes, suggestedNodes
+from MambaSegmentationLib.channels import orderedNodes, suggestedNodes
 
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
@@ -26,14 +27,6 @@ ENDLESS = """if True:
 
 
 @pytest.fixture
-def segmenter(modelPath, tmp_path, scene):
-    made = Segmenter()
-    made.modelsFolder = tmp_path / "models"
-    made.install(modelPath)
-    return made
-
-
-@pytest.fixture
 def image(obliqueVolume):
     return obliqueVolume
 
@@ -42,24 +35,12 @@ def start(segmenter, image, **options):
     return segmenter.start(image, model="mamba_unet_unidirectional.tiny", device="cpu", scan="pytorch", **options)
 
 
-def contents(scene):
-    return sorted(scene.GetNthNode(n).GetID() for n in range(scene.GetNumberOfNodes()))
-
-
 def folders():
     return set(Path(tempfile.gettempdir()).glob("mambaseg-*"))
 
 
-def until(run, condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        run.poll()
-        time.sleep(0.01)
-    assert condition()
-
-
-def test_the_result_is_what_the_library_computes_with_everything_asked_for(segmenter, image, modelPath):
-    before = folders()
+def test_the_result_is_what_the_library_computes_with_everything_asked_for(segmenter, image, modelPath, scene):
+    nodes, before = contents(scene), folders()
     run = start(segmenter, image, uncertainty=True, statistics=True, show3D=True)
     node = run.wait(300)
     expected = Predictor(load_bundle(modelPath), device="cpu", scan="pytorch").predict(conversion.volumeFromNode(image))
@@ -72,6 +53,8 @@ def test_the_result_is_what_the_library_computes_with_everything_asked_for(segme
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
     assert run.state == "done"
     assert folders() == before
+    run.undo()
+    assert contents(scene) == nodes
 
 
 def test_a_region_limits_the_result(segmenter, image, scene):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
-from pathlib import Path
 
-import pytest
 import slicer
+from conftest import MODULE_FILE, waitFor
 
 from MambaSegLib.errors import EnvironmentProblemError
 
-MODULE_FILE = Path(__file__).parents[2] / "MambaSegmentation" / "MambaSegmentation.py"
 TALKATIVE = """if True:
     import time
     print('{"event": "log", "level": "warning", "message": "The voxels are unlike the training images."}')
@@ -21,50 +18,8 @@ TALKATIVE = """if True:
 """
 
 
-@pytest.fixture
-def opened(scene, modelPath, tmp_path, monkeypatch):
-    """The module's window with one installed model; yields (window, its host widget, errors shown)."""
-    import headless_slicer
-    from MambaSegmentationLib.logic import Segmenter
-
-    created = Segmenter.__init__
-
-    def withOwnFolder(self):
-        created(self)
-        self.modelsFolder = tmp_path / "models"
-
-    monkeypatch.setattr(Segmenter, "__init__", withOwnFolder)
-    _, widget, host = headless_slicer.loadModule(MODULE_FILE)
-    widget.logic.installModel(modelPath)
-    widget.window.refreshModels()
-    errors = []
-    widget.window.showError = errors.append
-    yield widget, host, errors
-    widget.cleanup()
-
-
-@pytest.fixture
-def ready(opened, obliqueVolume):
-    """The same with the image and the model chosen, computed on the CPU."""
-    widget, _host, errors = opened
-    ui = widget.window.ui
-    ui.modelSelector.setCurrentIndex(ui.modelSelector.findData("mamba_unet_unidirectional.tiny"))
-    selector(widget.window).setCurrentNode(obliqueVolume)
-    ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData("cpu"))
-    ui.backendSelector.setCurrentIndex(ui.backendSelector.findData("pytorch"))
-    return widget.window, ui, errors
-
-
 def selector(window):
-    return window._channelSelectors["T1"]
-
-
-def until(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        slicer.app.processEvents()
-        time.sleep(0.01)
-    assert condition()
+    return window.inputs.selectors()["T1"]
 
 
 def test_opening_the_window_starts_and_installs_nothing(opened):
@@ -82,27 +37,27 @@ def test_apply_makes_a_segmentation(ready, scene, obliqueVolume):
     ui.applyButton.click()
     assert not ui.applyButton.isEnabled()
     assert ui.cancelButton.isEnabled()
-    until(lambda: window.run.state != "running")
-    until(ui.applyButton.isEnabled)
+    waitFor(lambda: window.run.state != "running")
+    waitFor(ui.applyButton.isEnabled)
     assert errors == []
     node = scene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
     assert node.GetName() == "T1 segmentation"
-    assert ui.statusLabel.text() == "Done: T1 segmentation"
-    assert ui.progressBar.value() == 100
+    assert ui.statusLabel.text().startswith("Done in ")
+    assert ui.statusLabel.text().endswith(": T1 segmentation")
     assert window.run.uncertaintyNode.GetName() == "T1 uncertainty"
 
 
 def test_cancel_shows_progress_notices_and_log_until_then_and_is_ready_again(ready, workerOf, scene):
     window, ui, errors = ready
-    window._logic.segmenter.workerCommand = workerOf(TALKATIVE)
+    window._segmenter.workerCommand = workerOf(TALKATIVE)
     ui.applyButton.click()
-    until(lambda: "a line of the log" in ui.logText.toPlainText())
+    waitFor(lambda: "a line of the log" in ui.logText.toPlainText())
     assert "Predicting 25 %" in ui.statusLabel.text()
     assert "about 10 s left" in ui.statusLabel.text()
     assert "unlike the training images" in ui.warningLabel.text()
     ui.copyLogButton.click()
     ui.cancelButton.click()
-    until(ui.applyButton.isEnabled, 10)
+    waitFor(ui.applyButton.isEnabled, 10)
     assert "as it was" in ui.statusLabel.text()
     assert scene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None
     assert errors == []
@@ -110,9 +65,9 @@ def test_cancel_shows_progress_notices_and_log_until_then_and_is_ready_again(rea
 
 def test_a_failure_is_shown_with_its_cause_and_the_next_apply_can_follow(ready, workerOf):
     window, ui, errors = ready
-    window._logic.segmenter.workerCommand = workerOf("import sys; print('out of ideas', file=sys.stderr); sys.exit(5)")
+    window._segmenter.workerCommand = workerOf("import sys; print('out of ideas', file=sys.stderr); sys.exit(5)")
     ui.applyButton.click()
-    until(ui.applyButton.isEnabled, 30)
+    waitFor(ui.applyButton.isEnabled, 30)
     assert "out of ideas" in errors[0]
     assert "out of ideas" in ui.logText.toPlainText()
 
@@ -126,13 +81,13 @@ def test_apply_is_off_until_every_channel_has_an_image(ready):
 
 def test_closing_the_scene_while_running_leaves_the_window_ready_for_another(ready, workerOf, scene):
     window, ui, errors = ready
-    window._logic.segmenter.workerCommand = workerOf(TALKATIVE)
+    window._segmenter.workerCommand = workerOf(TALKATIVE)
     ui.applyButton.click()
     scene.Clear(0)
-    until(lambda: window.run.state == "cancelled", 10)
-    until(lambda: "scene was closed" in ui.statusLabel.text(), 10)
+    waitFor(lambda: window.run.state == "cancelled", 10)
+    waitFor(lambda: "scene was closed" in ui.statusLabel.text(), 10)
     assert ui.modelGroup.isEnabled()
-    assert ui.deviceSelector.currentData() == window._parameters.device
+    assert ui.deviceSelector.currentData() == window._choices.get("device")
     assert not ui.applyButton.isEnabled()  # no image is left
     assert errors == []
 
@@ -144,7 +99,7 @@ def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready,
     asked, installed = [], []
     monkeypatch.setattr(dependencies, "missingPackages", lambda: dependencies.PACKAGES[:1])
     monkeypatch.setattr(dependencies, "install", lambda *a, **k: installed.append(a))
-    window.confirm = lambda title, text: bool(asked.append(text))
+    window.dialogs.confirm = lambda title, text: bool(asked.append(text))
     ui.applyButton.click()
     assert len(asked) == 1
     assert "torch" in asked[0]
@@ -157,7 +112,7 @@ def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready,
         raise EnvironmentProblemError(message)
 
     monkeypatch.setattr(dependencies, "install", fail)
-    window.confirm = lambda title, text: True
+    window.dialogs.confirm = lambda title, text: True
     ui.applyButton.click()
     assert errors == ["no network"]
 
@@ -165,7 +120,7 @@ def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready,
 def test_the_details_say_what_a_person_must_know(ready):
     _, ui, _ = ready
     text = ui.modelDetails.toPlainText()
-    for words in ("T1 MR", "Anterior", "Posterior", "Apache-2.0", "Testing.", "Knows nothing.", "DSC mean: 0.500"):
+    for words in ("T1 (MR)", "Anterior", "Posterior", "Apache-2.0", "Testing.", "Knows nothing.", "DSC mean: 0.500"):
         assert words in text
 
 
@@ -183,26 +138,26 @@ def test_choices_are_stored_in_the_scene_and_shown_again(ready, obliqueVolume, s
     window, ui, _ = ready
     ui.mirroringCheck.click()
     window.disconnect()
-    _, widget, _host = headless_slicer.loadModule(MODULE_FILE)
+    _, widget, host = headless_slicer.loadModule(MODULE_FILE)
     again = widget.window
     assert again.ui.mirroringCheck.isChecked()
     assert again.ui.deviceSelector.currentData() == "cpu"
-    widget.cleanup()
+    headless_slicer.closeModule(widget, host)
 
 
 def test_a_model_is_installed_from_a_file_and_removed(ready, tmp_path, modelPath):
     from MambaSegLib.bundle import load_bundle, pack_bundle
 
     window, ui, errors = ready
-    window.confirm = lambda title, text: True
+    window.dialogs.confirm = lambda title, text: True
     ui.removeButton.click()
     assert ui.modelSelector.findData("mamba_unet_unidirectional.tiny") == -1
     pack_bundle(load_bundle(modelPath), tmp_path / "model.zip")
-    window.chooseFile = lambda: str(tmp_path / "model.zip")
+    window.dialogs.chooseFile = lambda: str(tmp_path / "model.zip")
     ui.installButton.click()
     assert ui.modelSelector.currentData() == "mamba_unet_unidirectional.tiny"
     (tmp_path / "bad.zip").write_bytes(b"no zip")
-    window.chooseFile = lambda: str(tmp_path / "bad.zip")
+    window.dialogs.chooseFile = lambda: str(tmp_path / "bad.zip")
     ui.installButton.click()
     assert len(errors) == 1
     assert "bad.zip" in errors[0]
@@ -213,19 +168,19 @@ def test_weights_that_may_not_be_used_for_everything_are_kept_only_if_the_licens
 ):
     widget, _, errors = opened
     window, ui = widget.window, widget.window.ui
-    window._logic.removeModel("mamba_unet_unidirectional.tiny")
+    window._segmenter.remove("mamba_unet_unidirectional.tiny")
     folder = tmp_path / "restricted"
     shutil.copytree(modelPath, folder)
     text = (folder / "bundle.json").read_text(encoding="utf-8")
     (folder / "bundle.json").write_text(text.replace('"Apache-2.0"', '"CC-BY-NC-4.0"'), encoding="utf-8")
     asked = []
-    window.chooseFile = lambda: str(folder)
-    window.confirm = lambda title, question: bool(asked.append(question))
+    window.dialogs.chooseFile = lambda: str(folder)
+    window.dialogs.confirm = lambda title, question: bool(asked.append(question))
     ui.installButton.click()
     assert "CC-BY-NC-4.0" in asked[0]
     assert ui.modelSelector.findData("mamba_unet_unidirectional.tiny") == -1
     assert "not kept" in ui.statusLabel.text()
-    window.confirm = lambda title, question: True
+    window.dialogs.confirm = lambda title, question: True
     ui.installButton.click()
     assert ui.modelSelector.currentData() == "mamba_unet_unidirectional.tiny"
     assert errors == []

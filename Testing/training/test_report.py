@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from MambaSegTraining.costs.records import MacCount, Measurement, NetworkCost, write_cost
 from MambaSegTraining.largest_component import choose_keep_largest
 from MambaSegTraining.metrics import score_case, structures_of
 from MambaSegTraining.metrics.legacy import score_case_legacy
-from MambaSegTraining.report import CaseImages, Cost, ModelRun, ReportFiles, write_report
+from MambaSegTraining.report import CaseImages, Cost, ModelRun, ReportFiles, model_run, report_runs, write_report
 from MambaSegTraining.report.paper_table import as_markdown, paper_table
 from MambaSegTraining.report.ranking import worst_first
+from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.training_log import EpochRecord
 
 from MambaSegLib.errors import InputError
@@ -69,7 +72,7 @@ def run_of(name: str, shift: int, **changes: object) -> ModelRun:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
-    cost = Cost(parameters=1_234_567, inference_s=2.5, hardware="one test computer")
+    cost = Cost(parameters=1_234_567, volume_s=2.5, hardware="one test computer")
     runs = [run_of("Good & fast", 1, cost=cost), run_of("Poor", 3, family="CNNs")]
     return write_report(runs, tmp_path_factory.mktemp("report"), "Phantoms")
 
@@ -157,7 +160,7 @@ def test_the_table_has_the_papers_shape(report: ReportFiles) -> None:
     assert head.startswith("| Family | Model | Phantom DSC ↑ [%] | Phantom HD95 ↓ [mm] |")
     assert rows[0].startswith("| CNNs | Poor |")
     assert rows[1].startswith("| Mamba | Good & fast | **")
-    assert rows[1].endswith("| 1.23 |  |  |  | 2.50 |")  # parameters; not measured; inference
+    assert rows[1].endswith("| 1.23 |  |  |  |  | 2.50 |")  # parameters; not measured; a volume
 
 
 def test_a_single_model_is_neither_best_nor_second() -> None:
@@ -192,3 +195,44 @@ def test_runs_without_scores_or_with_one_name_are_refused(tmp_path: Path) -> Non
         write_report([run_of("One", 1), run_of("One", 2)], tmp_path)
     with pytest.raises(InputError, match="at least one"):
         write_report([], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def costed_run(validated_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run, with what `mambaseg-train cost` writes."""
+    run = tmp_path_factory.mktemp("costed") / "run"
+    shutil.copytree(validated_run, run)
+    measured = Measurement(
+        hardware="2 cores of a test", software=(), device="cpu", threads=2, scan="numba", precision="off",
+        recompute=True, batch_size=2, patch_size=(16, 16, 16), training_step_s=0.25,
+        training_memory_bytes=123_000_000, tile_s=0.5, inference_memory_bytes=1, volume_shape=(18, 22, 20),
+        tiles=8, repeats=3,
+    )  # fmt: skip
+    macs = MacCount(convolution=4_000_000_000, scan=500_000_000)
+    write_cost(RunFolder(run), NetworkCost("mamba_unet_multidirectional", "Balls", (16, 16, 16), 54321, macs, measured))
+    return run
+
+
+def test_costs_of_a_run_stand_beside_its_scores_with_convention_and_hardware(costed_run: Path, tmp_path: Path) -> None:
+    text = report_runs([costed_run], tmp_path / "report").markdown.read_text(encoding="utf-8")
+    assert "Params [M] | GMACs per patch | Training memory [GB] | Training step [s] |" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| Mamba |"))
+    assert row.split(" | ")[4:8] == ["0.05", "4.5", "0.12", "0.250"]
+    assert row.endswith(" | 4.00 |")  # eight tiles of half a second
+    assert "a multiplication with or without an addition counts once" in text
+    assert "Memory, step and volume measured on" in text
+    assert "2 cores of a test, off, batch 2, patch 16 x 16 x 16, Mamba layers recomputed" in text
+
+
+def test_the_legacy_convention_is_there_by_name_and_only_then(costed_run: Path, tmp_path: Path) -> None:
+    plain, legacy = (
+        report_runs([costed_run], tmp_path / str(asked), legacy=asked).markdown.read_text(encoding="utf-8")
+        for asked in (False, True)
+    )
+    assert "legacy" not in plain
+    assert "legacy HD95 ↓ [voxels]" in legacy
+    scores = model_run(RunFolder(costed_run), legacy=True).legacy
+    assert len(scores) == 6 * 2
+    flagged = {(score.case, score.label) for score in model_run(RunFolder(costed_run)).scores if score.is_flagged}
+    assert flagged  # missed structures score a perfect distance there: the reason why it is not the default
+    assert {score.hd95_voxels for score in scores if (score.case, score.label) in flagged} == {0.0}

@@ -154,11 +154,13 @@ def test_models_without_a_common_case_are_refused() -> None:
 # Post-processing
 
 
-def test_the_largest_component_is_kept_only_if_distances_shrink_and_the_overlap_does_not() -> None:
-    before = [score("a", label, 0.8, 9.0) for label in ("better", "traded", "same")]
-    after = [score("a", "better", 0.8, 4.0), score("a", "traded", 0.79, 4.0), score("a", "same", 0.8, 9.0)]
-    choices = choose_keep_largest(before, after, ("better", "traded", "same"))
-    assert [choice.keep_largest for choice in choices] == [True, False, False]
+def test_the_largest_component_is_kept_only_if_overlap_or_distances_get_better_and_neither_worse() -> None:
+    labels = ("nearer", "overlapping more", "traded", "same")
+    before = [score("a", label, 0.8, 9.0) for label in labels]
+    measured = ((0.8, 4.0), (0.81, 9.0), (0.79, 4.0), (0.8, 9.0))
+    after = [score("a", label, *values) for label, values in zip(labels, measured, strict=True)]
+    choices = choose_keep_largest(before, after, labels)
+    assert [choice.keep_largest for choice in choices] == [True, True, False, False]
     assert "9.00 to 4.00 mm" in choices[0].reason
 
 

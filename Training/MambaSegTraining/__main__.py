@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from MambaSegLib.errors import InputError, MambaSegError
+from MambaSegLib.errors import MambaSegError
 from MambaSegTraining.commands.bars import case_bar, step_bar
+from MambaSegTraining.commands.device import device_of
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.settings import read_settings
 
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from MambaSegTraining.commands.check import add_check
+    from MambaSegTraining.commands.cost import add_cost
     from MambaSegTraining.commands.cross_validate import add_cross_validate
     from MambaSegTraining.commands.plan import add_plan
     from MambaSegTraining.commands.report import add_report
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--half", action="store_true", help="store weights in half precision")
     export.add_argument("--force", action="store_true", help="replace a bundle that is already there")
     add_check(step)
+    add_cost(step)
     add_cross_validate(step)
     add_report(step)
     return parser
@@ -114,13 +117,11 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_preprocess(options: argparse.Namespace) -> int:
     """Step `preprocess`."""
-    from MambaSegTraining.dataset import read_dataset
-    from MambaSegTraining.files import read_json
-    from MambaSegTraining.fingerprint import DatasetFingerprint, default_workers
+    from MambaSegTraining.fingerprint import dataset_of, default_workers
     from MambaSegTraining.preprocess import preprocess_cases
 
     run = RunFolder(options.run_dir)
-    dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
+    dataset = dataset_of(run)
     workers = default_workers() if options.workers is None else options.workers
     with case_bar("Preprocessing", len(dataset.cases)) as advance:
         made = preprocess_cases(dataset.cases, run.read_plan(), run.store, workers, advance)
@@ -132,7 +133,7 @@ def run_train(options: argparse.Namespace) -> int:
     """Step `train`, alone or as one of the processes that `torchrun` started."""
     from MambaSegTraining.ranks import joined_ranks
 
-    with joined_ranks(_device(options)) as ranks:
+    with joined_ranks(device_of(options)) as ranks:
         return _train(options, ranks)
 
 
@@ -173,7 +174,7 @@ def run_validate(options: argparse.Namespace) -> int:
     from MambaSegTraining.validation import summarize, validate_fold
 
     run = RunFolder(options.run_dir)
-    device = _device(options)
+    device = device_of(options)
     for fold in options.fold or run.trained_folds():
         with case_bar(f"Validating fold {fold}", len(run.read_fold(fold).val)) as advance:
             validate_fold(
@@ -193,24 +194,6 @@ def run_export(options: argparse.Namespace) -> int:
     bundle = export_bundle(run, settings, options.output, half=options.half, force=options.force)
     print(f"{bundle.name} {bundle.manifest.version}: {bundle.path}")
     return 0
-
-
-def _device(options: argparse.Namespace) -> str:
-    import torch
-
-    if options.threads:
-        import SimpleITK
-
-        torch.set_num_threads(options.threads)  # Numba's kernels ask PyTorch
-        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)  # type: ignore[no-untyped-call]
-    if options.device != "auto":
-        try:
-            torch.empty(1, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            msg = f"The device {options.device} cannot be used here: {str(error).splitlines()[0]}"
-            raise InputError(msg) from error
-        return str(options.device)
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _stop_on_signals(patient: bool) -> list[int]:

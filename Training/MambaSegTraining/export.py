@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, Provenance, save_bundle
 from MambaSegLib.errors import InputError
+from MambaSegTraining.component_selection import final_plan, final_scores, select_components
 from MambaSegTraining.files import load_weights, read_json
 from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
 from MambaSegTraining.leakage_record import checked_leakage
@@ -63,7 +64,7 @@ def export_bundle(
         name=about.name,
         version=about.version,
         description=about.description,
-        plan=run.read_plan(),
+        plan=final_plan(run),
         folds=(),
         provenance=_provenance(run, settings, folds),
         metrics=_metrics(run),
@@ -114,7 +115,7 @@ def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
 
 
 def _metrics(run: RunFolder) -> tuple[Metric, ...]:
-    folds, splits = read_scores(run), run.read_splits()
+    folds, splits = final_scores(run), run.read_splits()
     summaries = summarize_scores(pooled(folds), [label.name for label in run.read_plan().labels], splits.subjects)
     definitions = {metric.id: metric for metric in DEFINITIONS}
     return tuple(
@@ -129,7 +130,7 @@ def _metrics(run: RunFolder) -> tuple[Metric, ...]:
             excluded=entry.summary.excluded,
             ci_low=entry.summary.ci_low,
             ci_high=entry.summary.ci_high,
-            protocol=protocol(splits, folds),
+            protocol=protocol(splits, folds, select_components(run).names),
         )
         for entry in summaries
         if entry.summary

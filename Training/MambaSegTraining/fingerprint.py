@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from MambaSegLib.plan import IntTriple, Triple
 from MambaSegLib.preprocessing import nonzero_box
 from MambaSegLib.volume import Array, Labels, Volume
 from MambaSegLib.volume_io import read_channels, read_labels
-from MambaSegTraining.dataset import Case, Dataset, DatasetError
+from MambaSegTraining.dataset import Case, Dataset, DatasetError, read_dataset
+from MambaSegTraining.files import read_json
 from MambaSegTraining.leakage import CaseContent, case_content
+from MambaSegTraining.run_folder import RunFolder
 
 SAMPLES_PER_CASE = 10_000
 
@@ -122,6 +125,15 @@ def take_fingerprint(
     samples = np.concatenate([result.samples for result in results], axis=1)
     intensities = tuple(_channel_facts(channel) for channel in samples)
     return DatasetFingerprint(dataset.name, str(dataset.folder), dataset.channels, tuple(facts), intensities)
+
+
+def dataset_of(run: RunFolder) -> Dataset:
+    """The data set a run was planned on, where it was then.
+
+    Raises:
+        DatasetError: As `read_dataset`.
+    """
+    return read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
 
 
 def map_cases(function: Callable[[Case], Inspection], cases: Sequence[Case], workers: int) -> Iterable[Inspection]:

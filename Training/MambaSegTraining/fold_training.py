@@ -182,7 +182,7 @@ def _train_on(training: _Training) -> bool:
     recipe, per_epoch = job.recipe, job.recipe.iterations_per_epoch
     numbers = range(state.iteration, recipe.iterations)
     for batch in clock.waiting_for(stream_batches(training.patches, numbers, job.workers)):
-        _train_step(state, batch, job)
+        train_step(state, batch, job)
         clock.step_done()
         training.on_progress(clock.progress(state.iteration))
         if state.iteration % per_epoch == 0:
@@ -275,7 +275,12 @@ def _begin(job: FoldJob, plan: Plan) -> TrainingState:
     return TrainingState(network, job.recipe, job.device, job.ranks)
 
 
-def _train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
+def train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
+    """One step: forward and backward pass, optimizer, counters; of the job only recipe, device and ranks matter.
+
+    Raises:
+        DivergedError: If loss or gradient is no longer a number.
+    """
     recipe, device = job.recipe, torch.device(job.device)
     for group in state.optimizer.param_groups:
         group["lr"] = _learning_rate(job, state, state.iteration)

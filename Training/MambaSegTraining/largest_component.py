@@ -39,7 +39,7 @@ class ComponentChoice:
 def choose_keep_largest(
     before: Sequence[LabelScore], after: Sequence[LabelScore], labels: Sequence[str]
 ) -> tuple[ComponentChoice, ...]:
-    """Keep only the largest component of a structure if the mean HD95 gets better and the mean Dice not worse.
+    """Keep only the largest component of a structure if mean Dice or mean HD95 gets better and neither worse.
 
     Args:
         before: Out-of-fold scores of the predictions as they are.
@@ -68,7 +68,8 @@ def _choose(label: str, before: list[tuple[float, float]], after: list[tuple[flo
         )
     dice_before, hd95_before = (sum(values) / len(before) for values in zip(*before, strict=True))
     dice_after, hd95_after = (sum(values) / len(after) for values in zip(*after, strict=True))
-    helps = dice_after >= dice_before - ROUNDING and hd95_after < hd95_before - ROUNDING
+    dice_gain, hd95_gain = dice_after - dice_before, hd95_before - hd95_after
+    helps = min(dice_gain, hd95_gain) >= -ROUNDING and max(dice_gain, hd95_gain) > ROUNDING
     change = f"HD95 {hd95_before:.2f} to {hd95_after:.2f} mm, Dice {dice_before:.4f} to {dice_after:.4f}"
     if helps:
         reason = f"Only the largest component is kept: {change} on {len(before)} cases."

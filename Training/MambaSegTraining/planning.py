@@ -50,9 +50,9 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
     spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
     shapes = np.array([_by_axis(case, case.cropped_shape, axes) for case in fingerprint.cases])
     spacing = settings.plan.spacing_mm or target_spacing(spacings, shapes)
-    median_shape = np.median(np.round(shapes * spacings / spacing), axis=0)
+    median = median_shape(fingerprint, spacing)
     patch, stages = plan_architecture(
-        spacing, median_shape.tolist(), len(dataset.labels) + 1, settings.network, settings.plan.patch_size
+        spacing, median, len(dataset.labels) + 1, settings.network, settings.plan.patch_size
     )
     planned = NetworkPlan(
         name=settings.network.name,
@@ -76,7 +76,7 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         mirror_axes=settings.plan.mirror_axes,
         fingerprint=_plan_fingerprint(fingerprint, axes),
     )
-    return fit_to_memory(plan, settings, median_shape.tolist())
+    return fit_to_memory(plan, settings, median)
 
 
 def _named(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings, axes: tuple[int, int, int]) -> Plan:
@@ -144,6 +144,14 @@ def normalization(channel: str, facts: ChannelFacts, masked: bool) -> Normalizat
     if key == "rescale_to_0_1":
         return Normalization("rescale")
     return Normalization("zscore", masked=masked)
+
+
+def median_shape(fingerprint: DatasetFingerprint, spacing_mm: Triple) -> Triple:
+    """Median voxels of the images, their zero margins cropped, at a plan's spacing and in the order of its axes."""
+    axes = _axis_order(fingerprint.cases)
+    spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
+    shapes = np.array([_by_axis(case, case.cropped_shape, axes) for case in fingerprint.cases])
+    return _triple(np.median(np.round(shapes * spacings / spacing_mm), axis=0))
 
 
 def _axis_order(cases: Sequence[CaseFacts]) -> tuple[int, int, int]:

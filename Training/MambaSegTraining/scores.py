@@ -70,11 +70,13 @@ def summarize_groups(folds: Sequence[FoldScores], labels: Sequence[str], splits:
     return tuple(Group(name, summarize_scores(scores, labels, splits.subjects)) for name, scores in named)
 
 
-def protocol(splits: Splits, folds: Sequence[FoldScores]) -> str:
-    """Say in a line which cases the numbers are about."""
+def protocol(splits: Splits, folds: Sequence[FoldScores], largest_only: Sequence[str] = ()) -> str:
+    """Say in a line which cases the numbers are about, and which structures keep only their largest component."""
     total, done = len(splits.folds), [str(fold.fold) for fold in folds]
     which = "" if len(done) == total else f", fold {', '.join(done)} only"
     how = "; predicted with mirroring" if any(fold.mirroring for fold in folds) else ""
+    if largest_only:
+        how += f"; only the largest component of {', '.join(largest_only)}, decided on the same cases"
     return (
         f"out of fold, {total}-fold cross-validation grouped by {splits.grouped_by}{which}; folds: {splits.source}{how}"
     )

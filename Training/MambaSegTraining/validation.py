@@ -14,10 +14,12 @@ from MambaSegLib.plan import Plan
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_channels, read_labels
-from MambaSegTraining.dataset import Case, read_dataset
+from MambaSegTraining.component_selection import final_scores, prediction_file, select_components
+from MambaSegTraining.dataset import Case
 from MambaSegTraining.export import save_working_bundle
 from MambaSegTraining.files import read_json, write_json, write_text
-from MambaSegTraining.fingerprint import DatasetFingerprint
+from MambaSegTraining.fingerprint import dataset_of
+from MambaSegTraining.largest_component import ComponentChoice
 from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, score_case
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.scores import (
@@ -26,12 +28,11 @@ from MambaSegTraining.scores import (
     Group,
     pooled,
     protocol,
-    read_scores,
     structures,
     summarize_groups,
 )
 from MambaSegTraining.validation_progress import PARTIAL_FILE, PartialScores
-from MambaSegTraining.validation_tables import csv_table, markdown_table
+from MambaSegTraining.validation_tables import component_lines, csv_table, markdown_table
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class ValidationSummary:
         protocol: Which cases the numbers are about.
         definitions: What the measures are.
         groups: The numbers.
+        components: Whether structures keep only their largest component, and why.
     """
 
     protocol: str
     definitions: tuple[MetricDefinition, ...]
     groups: tuple[Group, ...]
+    components: tuple[ComponentChoice, ...] = ()
 
 
 def validate_fold(
@@ -82,8 +85,7 @@ def validate_fold(
     folder = run.fold(fold) / "validation"
     names = run.read_fold(fold).val
     bundle = save_working_bundle(run, fold, weights)
-    dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
-    cases = [case for case in dataset.cases if case.name in names]
+    cases = [case for case in dataset_of(run).cases if case.name in names]
     identity = _identity(run, bundle, cases, mirroring)
     folder.mkdir(parents=True, exist_ok=True)
     if again:
@@ -93,7 +95,7 @@ def validate_fold(
     predictor = Predictor(bundle, device=device, scan=scan, mirroring=mirroring)
     partial = PartialScores(folder, identity)
     for case in cases:
-        if partial.of(case.name) is None or not _prediction(folder, case).is_file():
+        if partial.of(case.name) is None or not prediction_file(run, fold, case.name).is_file():
             partial.add(case.name, _measure(predictor, case, run, fold))
         on_case(case.name)
     scores = tuple(score for case in cases for score in partial.of(case.name) or ())
@@ -105,12 +107,8 @@ def validate_fold(
 
 def _measure(predictor: Predictor, case: Case, run: RunFolder, fold: int) -> tuple[LabelScore, ...]:
     predicted = predict_case(predictor, case, run.read_plan())
-    predicted.write(_prediction(run.fold(fold) / "validation", case))
+    predicted.write(prediction_file(run, fold, case.name))
     return tuple(score_case(predicted, read_labels(case.labels), case.name, fold, structures(run)))
-
-
-def _prediction(folder: Path, case: Case) -> Path:
-    return folder / f"{case.name}.nii.gz"
 
 
 def _finished(folder: Path, identity: str) -> FoldScores | None:
@@ -146,16 +144,20 @@ def predict_case(predictor: Predictor, case: Case, plan: Plan) -> Labels:
 def summarize(run: RunFolder) -> str:
     """Write the tables of all validated folds and return them as Markdown.
 
-    Writes validation/scores.csv (every case), summary.json and summary.md: per fold, and out of fold, where every case
+    Decides which structures keep only their largest component; the tables are about the label maps with that applied.
+    Writes validation/components.json, scores.csv (every case), summary.json and summary.md: per fold, and out of fold, where every case
     is measured once, by the network that has not seen it.
     """
-    folds, splits = read_scores(run), run.read_splits()
+    folds, splits = final_scores(run), run.read_splits()
+    selection = select_components(run)
     folder = run.path / "validation"
     folder.mkdir(parents=True, exist_ok=True)
     labels = [label.name for label in run.read_plan().labels]
     groups = summarize_groups(folds, labels, splits)
-    text = markdown_table(groups, labels, protocol(splits, folds))
+    about = protocol(splits, folds, selection.names)
+    text = markdown_table(groups, labels, about)
+    text += component_lines(selection.choices)
     write_text(folder / "summary.md", text)
     write_text(folder / "scores.csv", csv_table(pooled(folds)))
-    write_json(folder / "summary.json", ValidationSummary(protocol(splits, folds), DEFINITIONS, groups))
+    write_json(folder / "summary.json", ValidationSummary(about, DEFINITIONS, groups, selection.choices))
     return text

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import fields
 
+from MambaSegTraining.largest_component import ComponentChoice
 from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, MetricSummary
 from MambaSegTraining.metrics.definitions import DSC
 from MambaSegTraining.metrics.summary import MEAN
@@ -34,6 +35,12 @@ def markdown_table(groups: Sequence[Group], labels: Sequence[str], protocol: str
     meanings = [f"* {metric.name}: {metric.text}" for metric in (DSC, *OVERALL)]
     intro = "Mean ± standard deviation over cases; in brackets the 95 % interval of the mean (bootstrap over subjects)."
     return "\n".join([*lines, "", intro, f"Cases: {protocol}.", "", *meanings, ""])
+
+
+def component_lines(choices: Sequence[ComponentChoice]) -> str:
+    """Whether structures keep only their largest connected component, and why."""
+    lines = [f"* {choice.label}: {choice.reason}" for choice in choices]
+    return "\n".join(["", "Connected components, decided on these cases:", "", *lines, ""]) if lines else ""
 
 
 def csv_table(scores: Sequence[LabelScore]) -> str:

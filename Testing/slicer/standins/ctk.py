@@ -8,6 +8,8 @@ _HEADER_PIXELS = 24
 class ctkCollapsibleButton(qt.QWidget):
     """A group that can be folded."""
 
+    contentsCollapsed = qt.Signal(bool)
+
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
         self._text, self._collapsed = "", False
@@ -17,10 +19,12 @@ class ctkCollapsibleButton(qt.QWidget):
         self._text = text
 
     def _setCollapsed(self, collapsed: bool) -> None:
-        self._collapsed = collapsed
+        changed, self._collapsed = collapsed != self._collapsed, collapsed
         for child in self.findChildren(qt.QWidget, options=qt.Qt.FindDirectChildrenOnly):
             child.setVisible(not collapsed)
         self.setMaximumHeight(_HEADER_PIXELS + 2 if collapsed else 16777215)
+        if changed:
+            self.contentsCollapsed.emit(collapsed)
 
     text = qt.Property(str, lambda self: self._text, _setText)
     collapsed = qt.Property(bool, lambda self: self._collapsed, _setCollapsed)

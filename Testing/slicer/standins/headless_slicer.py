@@ -109,6 +109,16 @@ def loadModule(path: Path) -> tuple[Any, Any, Any]:
     return module, widget, window
 
 
+def closeModule(widget: Any, window: Any) -> None:
+    """Do what Slicer does with a module's window when it quits; widgets go now, not when Python finds the time."""
+    import qt
+
+    widget.cleanup()
+    window.close()
+    window.deleteLater()
+    qt.QApplication.sendPostedEvents(None, qt.QEvent.DeferredDelete)
+
+
 def _silence() -> None:
     window = vtk.vtkOutputWindow()
     window.SetDisplayModeToNever()

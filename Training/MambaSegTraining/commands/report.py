@@ -14,6 +14,9 @@ def add_report(step: AddStep) -> None:
     report.add_argument("run_dir", type=Path, nargs="+", help="folders of the runs, validated")
     report.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
     report.add_argument("--name", action="append", default=[], help="what to call a run (once per run, in order)")
+    report.add_argument(
+        "--legacy", action="store_true", help="add DSC and HD95 by the convention of the 2025 paper's scripts (voxels)"
+    )
     report.add_argument("--title", default="", help="title of the page")
 
 
@@ -21,6 +24,6 @@ def run_report(options: argparse.Namespace) -> int:
     """Step `report`."""
     from MambaSegTraining.report import report_runs
 
-    files = report_runs(options.run_dir, options.output, options.name, options.title)
+    files = report_runs(options.run_dir, options.output, options.name, options.title, legacy=options.legacy)
     print(f"{files.html}\n{files.json}\n{files.markdown}")
     return 0

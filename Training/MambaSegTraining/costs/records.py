@@ -51,7 +51,7 @@ class Measurement:
         patch_size: Patch that was measured; may be smaller than the plan's.
         training_step_s: Time of a training step with forward and backward pass and optimizer, median.
         training_memory_bytes: Most memory at once that network, optimizer and step add. On a GPU what PyTorch allocated;
-            on the processor the growth of the process since the libraries were loaded.
+            on the processor the growth of the process since the libraries were loaded; None where the system does not tell.
         tile_s: Time of predicting one patch, median.
         inference_memory_bytes: As `training_memory_bytes`, for network and prediction of one patch.
         volume_shape: The typical image, voxels at the plan's spacing.
@@ -69,9 +69,9 @@ class Measurement:
     batch_size: int
     patch_size: IntTriple
     training_step_s: float
-    training_memory_bytes: int
+    training_memory_bytes: int | None
     tile_s: float
-    inference_memory_bytes: int
+    inference_memory_bytes: int | None
     volume_shape: Triple
     tiles: int
     repeats: int
@@ -112,6 +112,23 @@ class NetworkCost:
     def gmacs(self) -> float | None:
         """Billions of multiply-adds per patch: what papers print as "GFLOPs" when they count a multiply-add as one."""
         return None if self.macs is None else self.macs.total / 1e9
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Costs of several networks, as `mambaseg-train cost --output` writes them.
+
+    Attributes:
+        created: Date and time, UTC, ISO 8601.
+        code_version: Version of this software.
+        convention: What a multiply-add is.
+        costs: In the order in which they were asked for.
+    """
+
+    created: str
+    code_version: str
+    convention: str
+    costs: tuple[NetworkCost, ...]
 
 
 def write_cost(run: RunFolder, cost: NetworkCost) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.schema import from_json
 from MambaSegLib.volume_io import read_channels, read_labels
-from MambaSegTraining.dataset import read_dataset
+from MambaSegTraining.component_selection import final_prediction, final_scores, select_components
+from MambaSegTraining.costs.records import read_cost
 from MambaSegTraining.files import read_json
-from MambaSegTraining.fingerprint import DatasetFingerprint
+from MambaSegTraining.fingerprint import dataset_of
 from MambaSegTraining.fold_training import ENVIRONMENT_FILE
 from MambaSegTraining.leakage_record import checked_leakage
+from MambaSegTraining.metrics.legacy import LegacyScore, score_case_legacy
 from MambaSegTraining.provenance import Environment, Environments
 from MambaSegTraining.report.records import CaseImages, Cost, Family, ModelRun
 from MambaSegTraining.report.write import ReportFiles, write_report
@@ -26,7 +29,9 @@ CNN_NETWORKS = ("nnunet", "nnunet_resenc", "mednext_m_k3", "mednext_m_k5")
 TRANSFORMERS = ("transunet", "cotr", "unetr", "swin_unetr", "nnformer")
 
 
-def report_runs(folders: Sequence[Path], target: Path, names: Sequence[str] = (), title: str = "") -> ReportFiles:
+def report_runs(
+    folders: Sequence[Path], target: Path, names: Sequence[str] = (), title: str = "", *, legacy: bool = False
+) -> ReportFiles:
     """Write the report of one or more runs.
 
     Args:
@@ -34,6 +39,7 @@ def report_runs(folders: Sequence[Path], target: Path, names: Sequence[str] = ()
         target: Folder of the report.
         names: What to call the models; () takes the networks' names.
         title: Title of the page; "" names the data sets.
+        legacy: Also give the numbers by the convention of the 2025 paper's scripts; see `metrics.legacy`.
 
     Raises:
         InputError: If there are fewer names than folders, or a run lacks what `model_run` reads.
@@ -42,36 +48,39 @@ def report_runs(folders: Sequence[Path], target: Path, names: Sequence[str] = ()
         msg = f"{len(folders)} runs need as many names, found {len(names)}"
         raise InputError(msg)
     pairs = zip(folders, names or [""] * len(folders), strict=True)
-    runs = [model_run(RunFolder(folder), name) for folder, name in pairs]
+    runs = [model_run(RunFolder(folder), name, legacy=legacy) for folder, name in pairs]
     datasets = ", ".join(dict.fromkeys(run.dataset for run in runs))
     return write_report(runs, target, title or f"Segmentation report: {datasets}")
 
 
-def model_run(run: RunFolder, name: str = "", cost: Cost | None = None) -> ModelRun:
+def model_run(run: RunFolder, name: str = "", *, legacy: bool = False) -> ModelRun:
     """Read what the report tells about a run.
 
     Args:
         run: Planned, trained and validated.
         name: What to call the model; "" takes the network's name.
-        cost: What the model needs; None takes what the training noted.
+        legacy: As for `report_runs`.
 
     Raises:
         InputError: If a file is missing or damaged.
     """
-    plan, settings, splits, folds = run.read_plan(), run.read_settings(), run.read_splits(), read_scores(run)
+    plan, settings, splits, folds = run.read_plan(), run.read_settings(), run.read_splits(), final_scores(run)
+    selection = select_components(run)
     network, curves = plan.network.name, _curves(run)
     return ModelRun(
         name=name or network,
         dataset=settings.dataset.name or "unnamed data set",
-        protocol=protocol(splits, folds),
+        protocol=protocol(splits, folds, selection.names),
         structures=structures(run),
         scores=pooled(folds),
         subjects=splits.subjects,
         leakage=_leakage(run, splits),
         provenance=_provenance(run),
         family=_family(network),
-        cost=cost or Cost(training_hours=_hours(curves), hardware=_hardware(run)),
+        cost=_cost(run, curves),
+        legacy=legacy_scores(run) if legacy else (),
         curves=curves,
+        components=selection.choices,
         load_case=lambda case: load_case(run, case),
     )
 
@@ -82,11 +91,44 @@ def _leakage(run: RunFolder, splits: Splits) -> str:
 
 def load_case(run: RunFolder, case: str) -> CaseImages:
     """Read image, reference and out-of-fold prediction of a case."""
-    dataset = read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
-    found = next(item for item in dataset.cases if item.name == case)
+    found = next(item for item in dataset_of(run).cases if item.name == case)
     fold = next(number for number, fold in enumerate(run.read_splits().folds) if case in fold.val)
-    prediction = read_labels(run.fold(fold) / "validation" / f"{case}.nii.gz")
+    prediction = final_prediction(run, fold, case)
     return CaseImages(read_channels(found.images), read_labels(found.labels), prediction)
+
+
+def legacy_scores(run: RunFolder) -> tuple[LegacyScore, ...]:
+    """Every validated case by the convention of the 2025 paper's scripts, from the label maps the run's bundle gives."""
+    references = {case.name: case.labels for case in dataset_of(run).cases}
+    measured = structures(run)
+    scores: list[LegacyScore] = []
+    for fold in final_scores(run):
+        for name in dict.fromkeys(score.case for score in fold.scores):
+            prediction, reference = final_prediction(run, fold.fold, name), read_labels(references[name])
+            scores += score_case_legacy(prediction, reference, name, fold.fold, measured)
+    return tuple(scores)
+
+
+def _cost(run: RunFolder, curves: Mapping[int, tuple[EpochRecord, ...]]) -> Cost:
+    """What `mambaseg-train cost` found, and how long the training took."""
+    cost = Cost(training_hours=_hours(curves), training_hardware=_hardware(run))
+    found = read_cost(run)
+    if found is None:
+        return cost
+    cost = replace(cost, parameters=found.parameters, gmacs=found.gmacs)
+    measured = found.measured
+    if measured is None:
+        return cost
+    patch = " x ".join(map(str, measured.patch_size))
+    how = f"{measured.hardware}, {measured.precision}, batch {measured.batch_size}, patch {patch}"
+    how += ", Mamba layers recomputed" if measured.recompute else ""
+    return replace(
+        cost,
+        training_memory_gb=measured.training_memory_bytes / 1e9,
+        step_s=measured.training_step_s,
+        volume_s=measured.volume_s,
+        hardware=how,
+    )
 
 
 def _family(network: str) -> Family:

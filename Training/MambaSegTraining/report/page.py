@@ -180,7 +180,9 @@ def _components(run: ModelRun) -> str:
         [escape(choice.label), "largest only" if choice.keep_largest else "all", escape(choice.reason)]
         for choice in run.components
     ]
-    note = "Decided on cases that the networks had not seen: only if the mean HD95 gets better and the mean Dice not worse."
+    note = (
+        "Decided on cases that the networks had not seen: only if mean Dice or mean HD95 gets better and neither worse."
+    )
     return _section(
         f"Connected components kept: {run.name}", table(["Structure", "Components", "Why"], rows, 3), _note(note)
     )

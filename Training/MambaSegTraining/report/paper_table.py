@@ -109,10 +109,11 @@ def _legacy(run: ModelRun) -> tuple[float, float]:
 def _cost_columns(runs: Sequence[ModelRun]) -> list[_Column]:
     shown = (
         ("Params [M]", "parameters", 1e-6, 2),
-        ("GFLOPs", "gflops", 1, 2),
+        ("GMACs per patch", "gmacs", 1, 1),
         ("Training memory [GB]", "training_memory_gb", 1, 2),
-        ("Training [h]", "training_hours", 1, 2),
-        ("Inference [s]", "inference_s", 1, 2),
+        ("Training step [s]", "step_s", 1, 3),
+        ("Training, all folds [h]", "training_hours", 1, 2),
+        ("Network per volume [s]", "volume_s", 1, 2),
     )
     return [
         _Column(
@@ -148,11 +149,22 @@ def _notes(runs: Sequence[ModelRun]) -> tuple[str, ...]:
             "legacy: the convention of the 2025 paper's scripts (voxels instead of mm, missed structures score 0), "
             "the only columns that may be held against its Table 1."
         )
-    hardware = {f"{run.name}: {run.cost.hardware}" for run in runs if run.cost.hardware}
-    if hardware:
-        notes.append(f"Memory and times measured on: {'; '.join(sorted(hardware))}.")
-    if any(
-        getattr(run.cost, field) is None for run in runs for field in Cost.__dataclass_fields__ if field != "hardware"
-    ):
-        notes.append("An empty field was not measured.")
-    return tuple(notes)
+    return (*notes, *_cost_notes(runs))
+
+
+def _cost_notes(runs: Sequence[ModelRun]) -> list[str]:
+    notes = []
+    if any(run.cost.gmacs is not None for run in runs):
+        from MambaSegTraining.costs.counting import CONVENTION
+
+        notes.append(f"GMACs, in 10^9: {CONVENTION} Papers that count a multiply-add as one print this as GFLOPs.")
+    for text, field in (("Memory, step and volume", "hardware"), ("Hours of training", "training_hardware")):
+        told = {f"{run.name}: {getattr(run.cost, field)}" for run in runs if getattr(run.cost, field)}
+        if told:
+            notes.append(f"{text} measured on {'; '.join(sorted(told))}.")
+    numbers = [name for name in Cost.__dataclass_fields__ if not name.endswith("hardware")]
+    if any(getattr(run.cost, name) is None for run in runs for name in numbers):
+        notes.append(
+            "An empty field was not measured; mambaseg-train cost measures parameters, GMACs, memory and times."
+        )
+    return notes

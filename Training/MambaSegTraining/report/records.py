@@ -21,19 +21,23 @@ class Cost:
 
     Attributes:
         parameters: Trainable numbers.
-        gflops: Billions of multiply-adds for one patch.
-        training_memory_gb: Peak device memory of a training step.
-        training_hours: Time of the whole training, all folds together.
-        inference_s: Mean time per case, reading and writing left out.
-        hardware: What the times and the memory were measured on.
+        gmacs: Billions of multiply-adds of a forward pass over one patch; see `costs.counting.CONVENTION`.
+        training_memory_gb: Peak memory of a training step, in 10^9 bytes.
+        step_s: Time of a training step.
+        volume_s: Time of the network on a typical image; reading, resampling and writing left out.
+        hardware: What memory and the times above were measured on, and how.
+        training_hours: Time of the whole training, all folds together, as its logs have it.
+        training_hardware: What was trained on.
     """
 
     parameters: int | None = None
-    gflops: float | None = None
+    gmacs: float | None = None
     training_memory_gb: float | None = None
-    training_hours: float | None = None
-    inference_s: float | None = None
+    step_s: float | None = None
+    volume_s: float | None = None
     hardware: str = ""
+    training_hours: float | None = None
+    training_hardware: str = ""
 
 
 @dataclass(frozen=True)

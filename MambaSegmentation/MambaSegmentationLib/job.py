@@ -1,0 +1,190 @@
+"""Work in another process that is watched from here: its news, its end, and nothing left behind.
+
+Scripts call `wait`; the window calls `poll` from a timer. Nothing here needs a scene.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import slicer
+
+from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError, MambaSegError
+from MambaSegLib.progress import Progress
+from MambaSegmentationLib.worker import Event, Worker, libraryCommand, libraryEnvironment
+
+State = Literal["running", "done", "failed", "cancelled"]
+_KINDS = {2: InputError, 3: EnvironmentProblemError, 130: CancelledError}
+
+
+class Job:
+    """One call of the `mambaseg` command under way; `poll` it until its state is no longer "running".
+
+    A subclass says what is called (`_words`) and what becomes of the result (`_bringIn`).
+
+    Attributes:
+        name: What is worked on, for a person.
+        state: "running", "done", "failed" or "cancelled".
+        progress: The last news.
+        notices: What the person should know before trusting the result.
+        log: What the worker said, line by line.
+        error: Why there is no result; None while running or if there is one.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Remember the name; `_begin` starts the work."""
+        self.name = name
+        self.state: State = "running"
+        self.progress = Progress("Starting", 0, 1)
+        self.notices: list[str] = []
+        self.log: list[str] = []
+        self.error: MambaSegError | None = None
+        self._reason = ""
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, 0 to 1."""
+        return self.progress.done / max(1, self.progress.total)
+
+    @property
+    def secondsLeft(self) -> float | None:
+        """Estimate of the time left; None while unknown."""
+        return self.progress.seconds_left
+
+    @property
+    def workerPid(self) -> int:
+        """Number of the worker process."""
+        return self._worker.pid
+
+    def poll(self) -> bool:
+        """Take news from the worker; when it has ended, bring in its result.
+
+        Returns:
+            Whether all is over. It raises nothing: what went wrong is in `error`.
+        """
+        if self.state != "running":
+            return True
+        if not self._worker.poll():
+            return False
+        self._ended()
+        try:
+            self._finish()
+        except MambaSegError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 (a defect must not leave the window waiting for ever)
+            self._fail(EnvironmentProblemError(f"The result could not be taken in: {error}"))
+        finally:
+            self._removeFolder()
+        return True
+
+    def cancel(self, reason: str = "") -> None:
+        """Stop; the worker and all it started have ended within 2 s. `poll` goes on until then.
+
+        Args:
+            reason: Why, for a person, if it was not the person who stopped it.
+        """
+        if self.state == "running" and not self._worker.cancelled:
+            self._reason = reason
+            self._worker.cancel()
+
+    def wait(self, timeout_s: float | None = None) -> Any:
+        """Wait for the result; the application's window stays alive.
+
+        Raises:
+            MambaSegError: Why there is no result.
+            TimeoutError: If the time is over; the work goes on.
+        """
+        end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        while not self.poll():
+            if time.monotonic() > end:
+                message = f"{self.name} is still being worked on after {timeout_s:g} s."
+                raise TimeoutError(message)
+            slicer.app.processEvents()
+            time.sleep(0.02)
+        if self.error is not None:
+            raise self.error
+        return self._result()
+
+    def _begin(self, command: Sequence[str] = ()) -> None:
+        """Start the worker.
+
+        Args:
+            command: First words of its command line; () takes this Python and library.
+
+        Raises:
+            MambaSegError: What `_words` refuses; nothing is left behind then.
+            EnvironmentProblemError: If the worker cannot be started.
+        """
+        self._folder = Path(tempfile.mkdtemp(prefix="mambaseg-"))
+        try:
+            words = [*(command or libraryCommand()), *self._words()]
+            self._worker = Worker(words, environment=libraryEnvironment(), onEvent=self._hear, onLog=self.log.append)
+        except BaseException as error:
+            self._removeFolder()
+            if isinstance(error, OSError):
+                message = f"The segmentation process could not be started: {error}"
+                raise EnvironmentProblemError(message) from error
+            raise
+
+    def _words(self) -> list[str]:
+        """Words of the command after `mambaseg`; files for it go into `_folder`."""
+        raise NotImplementedError
+
+    def _bringIn(self, result: Event) -> None:
+        """Take what a result event says; whatever it raises is the job's error."""
+        raise NotImplementedError
+
+    def _result(self) -> Any:
+        """What `wait` returns."""
+        return None
+
+    def _ended(self) -> None:
+        """The worker has ended, one way or another."""
+
+    def _hear(self, event: Event) -> None:
+        if event["event"] == "progress":
+            self.progress = _progress(event)
+        elif event["event"] == "log":
+            self.log.append(str(event.get("message", "")))
+            if event.get("level") == "warning":
+                self.notices.append(str(event.get("message", "")))
+
+    def _finish(self) -> None:
+        worker = self._worker
+        if worker.cancelled:
+            raise CancelledError(self._reason or self._cancelled())
+        if not self._succeeded(worker):
+            message = worker.failure() or "The segmentation process ended without a result."
+            raise _KINDS.get(worker.returnCode or 3, EnvironmentProblemError)(message)
+        assert worker.result is not None
+        self._bringIn(worker.result)
+        self.notices = list(dict.fromkeys([*self.notices, *worker.result.get("notices", ())]))
+        self.state = "done"
+
+    def _succeeded(self, worker: Worker) -> bool:
+        return not worker.returnCode and worker.result is not None
+
+    def _cancelled(self) -> str:
+        """What to say when the person stopped it."""
+        return "Cancelled. The scene is as it was before."
+
+    def _fail(self, error: MambaSegError) -> None:
+        self.error = error
+        self.state = "cancelled" if isinstance(error, CancelledError) else "failed"
+
+    def _removeFolder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _progress(event: Event) -> Progress:
+    return Progress(
+        str(event.get("stage", "")),
+        int(event.get("done", 0)),
+        max(1, int(event.get("total", 1))),
+        event.get("seconds_left"),
+    )

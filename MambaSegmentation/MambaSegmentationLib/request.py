@@ -1,0 +1,109 @@
+"""What to segment and how: the values a run is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import slicer
+
+from MambaSegLib.bundle import Bundle
+from MambaSegLib.errors import InputError
+from MambaSegLib.volume import Volume
+from MambaSegLib.volume_io import write_volume
+from MambaSegmentationLib import conversion
+
+VolumeNodes = tuple[slicer.vtkMRMLScalarVolumeNode, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to segment.
+
+    Attributes:
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        scan: Scan backend, or "auto".
+        folds: Folds to average; () takes all.
+        mirroring: Also average over mirrored images.
+        uncertainty: Also make a volume of the uncertainty per voxel.
+        statistics: Also make a table of volumes and intensities.
+        show3D: Make surfaces, so that the segments appear in 3D views.
+        frame: Which component of a 4D image, from 0; None if there is one.
+        frames: Of an image in a sequence, or with several components: the "current" frame, or "all" of them.
+    """
+
+    device: str = "auto"
+    scan: str = "auto"
+    folds: tuple[int, ...] = ()
+    mirroring: bool = False
+    uncertainty: bool = False
+    statistics: bool = False
+    show3D: bool = False
+    frame: int | None = None
+    frames: Literal["current", "all"] = "current"
+
+    @classmethod
+    def checked(cls, **words: Any) -> Options:
+        """Options by name.
+
+        Raises:
+            InputError: If there is none of a name; the message lists them.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := set(words) - known:
+            message = f"Unknown option {', '.join(sorted(unknown))}. Options are {', '.join(sorted(known))}."
+            raise InputError(message)
+        return cls(**words)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to segment.
+
+    Attributes:
+        nodes: Image per channel of the model, in its order.
+        bundle: The model.
+        options: How.
+        roiNode: Only this region, a markups ROI; None for all.
+        outputNode: Segmentation the result is added to; None makes one.
+        command: First words of the worker's command line; () takes this Python and library.
+    """
+
+    nodes: VolumeNodes
+    bundle: Bundle
+    options: Options = Options()
+    roiNode: Any = None
+    outputNode: slicer.vtkMRMLSegmentationNode | None = None
+    command: tuple[str, ...] = ()
+
+
+def predictionWords(bundle: Bundle, options: Options) -> list[str]:
+    """The words `mambaseg segment` and `mambaseg batch` share."""
+    words = ["--model", str(bundle.path), "--device", options.device, "--scan", options.scan, "--events"]
+    words += ["--resample-channels"]
+    words += ["--folds", ",".join(map(str, options.folds))] if options.folds else []
+    return words + (["--mirroring"] if options.mirroring else [])
+
+
+def regionWords(request: Request, volume: Volume) -> list[str]:
+    """The words for a region; a region outside the image is refused before any work is done."""
+    if request.roiNode is None:
+        return []
+    bounds = conversion.regionBounds(request.roiNode, request.nodes[0])
+    conversion.regionBox(bounds, volume.geometry)
+    return ["--roi", *(repr(bound) for bound in bounds)]
+
+
+def writeChannels(volumes: Sequence[Volume], folder: Path, name: str) -> list[Path]:
+    """Write one case the way `mambaseg batch` finds it: name_0000.mha, name_0001.mha, ...
+
+    Raises:
+        EnvironmentProblemError: If the disk is full or fails.
+    """
+    paths = [folder / f"{name}_{number:04d}.mha" for number in range(len(volumes))]
+    for path, volume in zip(paths, volumes, strict=True):
+        # Read once and deleted: packing it would only keep the window waiting.
+        write_volume(volume.array[0], volume.geometry, path, compression=0)
+    return paths

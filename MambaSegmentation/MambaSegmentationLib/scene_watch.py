@@ -1,0 +1,39 @@
+"""Notices when a node that is being worked on goes, or the whole scene is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class SceneWatch:
+    """Calls back with the reason, once for each event, until `stop`."""
+
+    def __init__(self, name: str, nodes: Sequence[Any], onGone: Callable[[str], None]) -> None:
+        """Start watching.
+
+        Args:
+            name: What is worked on, for a person.
+            nodes: What is needed until the end; not empty.
+            onGone: Called with a sentence for the person.
+        """
+        self._name, self._nodes, self._onGone = name, tuple(nodes), onGone
+        self._scene = nodes[0].GetScene()
+        self._tags = [
+            self._scene.AddObserver(self._scene.StartCloseEvent, self._onSceneClose),
+            self._scene.AddObserver(self._scene.NodeRemovedEvent, self._onNodeRemoved),
+        ]
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        for tag in self._tags:
+            self._scene.RemoveObserver(tag)
+        self._tags = []
+
+    def _onSceneClose(self, *_: object) -> None:
+        self._onGone(f"The scene was closed while {self._name} was being segmented, so the work was stopped.")
+
+    def _onNodeRemoved(self, *_: object) -> None:
+        gone = [node.GetName() for node in self._nodes if not self._scene.IsNodePresent(node)]
+        if gone:
+            self._onGone(f"{gone[0]} was deleted while it was being used, so the work was stopped.")

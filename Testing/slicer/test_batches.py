@@ -1,0 +1,132 @@
+"""Many images: of the scene, with results in it; of a folder, with results in another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import slicer
+from conftest import contents, rasMatrix, until
+from MambaSegmentationLib import conversion
+from MambaSegmentationLib.channels import sceneCases
+from MambaSegmentationLib.computer import Computer
+
+from MambaSegLib.bundle import load_bundle
+from MambaSegLib.errors import CancelledError, InputError
+from MambaSegLib.plan import Channel, Normalization
+from MambaSegLib.predictor import Predictor
+from MambaSegLib.volume_io import read_labels, write_volume
+
+TINY = {"model": "mamba_unet_unidirectional.tiny", "device": "cpu", "scan": "pytorch"}
+
+
+@pytest.fixture
+def images(addVolume, oblique_geometry, rng):
+    """Two images of the same name, on different grids."""
+    matrix = rasMatrix(oblique_geometry)
+    shape = oblique_geometry.shape
+    return [
+        addVolume(rng.integers(-200, 900, shape).astype(np.int16), matrix, "T1"),
+        addVolume(rng.integers(-200, 900, (6, *shape[1:])).astype(np.int16), matrix @ np.diag([1, 1, 2, 1]), "T1"),
+    ]
+
+
+def test_every_image_of_a_list_gets_its_segmentation_beside_it(segmenter, images, scene, modelPath):
+    before = contents(scene)
+    run = segmenter.startMany(images, show3D=True, statistics=True, **TINY)
+    nodes = run.wait(300)
+    assert [outcome.status for outcome in run.outcomes] == ["done", "done"]
+    assert [outcome.case for outcome in run.outcomes] == ["T1 (1)", "T1 (2)"]
+    predictor = Predictor(load_bundle(modelPath), device="cpu", scan="pytorch")
+    for node, image in zip(nodes, images, strict=True):
+        assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is image
+        expected = predictor.predict(conversion.volumeFromNode(image)).labels.array
+        assert np.array_equal(conversion.labelsFromSegmentation(node, image).array, expected)
+    assert scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 2
+    run.undo()
+    assert contents(scene) == before
+
+
+def test_what_is_done_stays_when_the_rest_is_cancelled(segmenter, images, thresholdWorker):
+    segmenter.workerCommand = thresholdWorker
+    run = segmenter.startMany(images, mirroring=True, **TINY)
+    until(run, lambda: run.segmentationNodes[0] is not None)
+    until(run, lambda: run.fraction == 0.75)
+    run.cancel()
+    with pytest.raises(CancelledError, match="1 of 2 images"):
+        run.wait(30)
+    assert run.segmentationNodes[0].GetSegmentation().GetNumberOfSegments() == 2
+    assert run.segmentationNodes[1] is None
+
+
+def test_one_bad_image_stops_no_other(segmenter, images, addVolume, oblique_geometry, thresholdWorker):
+    segmenter.workerCommand = thresholdWorker
+    array = np.full(oblique_geometry.shape, np.nan, np.float32)
+    broken = addVolume(array, rasMatrix(oblique_geometry), "broken")
+    run = segmenter.startMany([broken, images[0]], **TINY)
+    nodes = run.wait(300)
+    assert nodes[0] is None
+    assert nodes[1] is not None
+    assert "NaN" in run.outcomes[0].message
+    assert any("broken" in line for line in run.log)
+
+
+def test_a_folder_is_segmented_and_resumed(segmenter, images, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name, node in zip("ab", images, strict=True):
+        volume = conversion.volumeFromNode(node)
+        write_volume(volume.array[0], volume.geometry, source / f"{name}.nrrd")
+    (source / "c.nrrd").write_bytes(b"no image")
+    words = {**TINY, "fileFormat": ".nii.gz", "statistics": True}
+    run = segmenter.startFolder(source, target, **words)
+    outcomes = run.wait(300)
+    assert [(outcome.case, outcome.status) for outcome in outcomes] == [("a", "done"), ("b", "done"), ("c", "failed")]
+    assert run.state == "done"
+    assert read_labels(target / "a.nii.gz").array.shape == conversion.volumeGeometry(images[0]).shape
+    again = segmenter.startFolder(source, target, **words)
+    again.wait(300)
+    assert again.counts() == {"done": 0, "skipped": 2, "failed": 1}
+
+
+def test_folders_that_cannot_be_are_refused(segmenter, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        segmenter.startFolder(tmp_path / "none", tmp_path / "out", **TINY)
+    with pytest.raises(InputError, match="is the input folder"):
+        segmenter.startFolder(tmp_path, tmp_path, **TINY)
+    with pytest.raises(InputError, match="No image was chosen"):
+        segmenter.startMany([], **TINY)
+
+
+def test_images_of_a_scene_are_one_case_per_study_when_the_model_takes_several(scene, addVolume):
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    channels = [Channel(name, Normalization("zscore")) for name in ("FLAIR", "T1")]
+    nodes = []
+    for number in range(2):
+        study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), f"study {number}")
+        for name in ("t1 sagittal", "flair"):
+            node = addVolume(np.zeros((2, 2, 2), np.int16), np.eye(4), name)
+            hierarchy.SetItemParent(hierarchy.GetItemByDataNode(node), study)
+            nodes.append(node)
+    assert sceneCases(channels, nodes) == ((nodes[1], nodes[0]), (nodes[3], nodes[2]))
+    nodes[3].SetName("something")
+    with pytest.raises(InputError, match="none could be told to be FLAIR"):
+        sceneCases(channels, nodes)
+
+
+def test_time_and_memory_are_estimated_on_the_grid_of_the_image_or_the_region(segmenter, images, scene):
+    run = segmenter.startEstimate(images[0], **TINY)
+    need = run.wait(300)
+    assert need.tiles >= 1
+    assert 0 < need.seconds < 300
+    assert 2**20 < need.memoryBytes < 2**36
+    assert need.freeBytes > 0
+    assert run.computer.deviceProblem("cpu") == ""
+
+
+def test_a_device_or_backend_that_is_out_has_its_reason():
+    computer = Computer(("cpu",), {"cuda": "no GPU"}, {("numba", "cpu"): "", ("triton", "cpu"): "needs CUDA"}, 0)
+    assert computer.deviceProblem("cuda:1") == "no GPU"
+    assert computer.deviceProblem("auto") == ""
+    assert computer.backendProblem("triton", "auto") == "needs CUDA"
+    assert computer.backendProblem("numba", "cpu") == ""
+    assert computer.backendProblem("auto", "cuda") == ""

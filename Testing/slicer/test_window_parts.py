@@ -1,0 +1,302 @@
+"""Parts of the window: models from the web and by dropping, sequences, estimates, undo, and several windows at once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import threading
+
+import numpy as np
+import pytest
+import qt
+import slicer
+from conftest import MODULE_FILE, contents, rasMatrix, waitFor
+from MambaSegmentationLib import conversion, dependencies
+from MambaSegmentationLib.computer import Computer, Estimate
+from threshold_worker import bright
+
+from MambaSegLib.bundle import load_bundle, pack_bundle
+
+NAME = "mamba_unet_unidirectional.tiny"
+DOCTOR = """if True:
+    import json, sys
+    print(json.dumps({"event": "result", "machine": {"memory_free_bytes": 8 * 2**30, "devices": ["cpu"]},
+        "unavailable_devices": {"cuda": "the device cuda is not there: no NVIDIA GPU or driver found. Choose auto or cpu."},
+        "backends": [{"name": "triton", "device": "cpu", "available": False, "reason": "it needs a CUDA device"},
+                     {"name": "numba", "device": "cpu", "available": True, "reason": ""}],
+        "estimate": {"tiles": 3, "seconds": 75.0, "memory_bytes": 2**30} if "--input" in sys.argv else None}))
+"""
+
+
+@pytest.fixture
+def archive(modelPath, tmp_path):
+    folder = tmp_path / "web"
+    folder.mkdir()
+    pack_bundle(load_bundle(modelPath), folder / "model.zip")
+    return folder / "model.zip"
+
+
+@pytest.fixture
+def address(archive):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(archive.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/model.zip"
+        server.shutdown()
+
+
+def test_a_model_is_installed_from_the_web_if_its_hash_is_right(ready, address, archive):
+    window, ui, errors = ready
+    window._segmenter.remove(NAME)
+    window.models.refresh()
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    for text, outcome in ((f"{address} {'0' * 64}", "SHA-256"), ("ftp://somewhere", "https://")):
+        window.dialogs.askText = lambda title, question, text=text: text
+        ui.addressButton.click()
+        waitFor(lambda: not window._isBusy(), 60)
+        assert outcome in errors[-1]
+        assert ui.modelSelector.findData(NAME) == -1
+    window.dialogs.askText = lambda title, question: f"{address} {sha256}"
+    ui.addressButton.click()
+    waitFor(lambda: not window._isBusy(), 60)
+    assert ui.modelSelector.currentData() == NAME
+    assert ui.statusLabel.text() == f"Installed {NAME}"
+    assert "1 installed" in ui.modelDiskLabel.text()
+
+
+@pytest.mark.filterwarnings("ignore:Function.*QDr:DeprecationWarning")  # the constructors serve no other purpose
+def test_a_dropped_zip_is_installed_and_other_files_are_not_taken(opened, archive, tmp_path):
+    widget, _, errors = opened
+    window, ui = widget.window, widget.window.ui
+    window._segmenter.remove(NAME)
+    window.models.refresh()
+
+    def dropped(path):
+        data = qt.QMimeData()
+        data.setUrls([qt.QUrl.fromLocalFile(str(path))])
+        words = (qt.QPoint(5, 5), qt.Qt.CopyAction, data, qt.Qt.LeftButton, qt.Qt.NoModifier)
+        enter = qt.QDragEnterEvent(*words)
+        qt.QApplication.sendEvent(ui.modelDetails, enter)
+        if enter.isAccepted():
+            qt.QApplication.sendEvent(ui.modelDetails, qt.QDropEvent(qt.QPointF(5, 5), *words[1:]))
+        return enter.isAccepted()
+
+    assert dropped(archive)
+    assert ui.modelSelector.currentData() == NAME
+    (tmp_path / "scan.nrrd").write_bytes(b"")
+    before = ui.modelDetails.toPlainText()
+    dropped(tmp_path / "scan.nrrd")
+    assert ui.modelDetails.toPlainText() == before
+    assert errors == []
+
+
+def test_the_license_of_a_model_that_was_copied_in_is_asked_for_once(ready, thresholdWorker):
+    """A model installed from the command line has not been asked for here."""
+    window, ui, _ = ready
+    path = window._segmenter.modelsFolder / NAME / "bundle.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"Apache-2.0"', '"CC-BY-NC-4.0"'), encoding="utf-8")
+    window.models.refresh()
+    window._segmenter.workerCommand = thresholdWorker
+    asked = []
+    window.dialogs.confirm = lambda title, text: bool(asked.append(text))
+    ui.applyButton.click()
+    assert "CC-BY-NC-4.0" in asked[0]
+    assert "not accepted" in ui.statusLabel.text()
+    window.dialogs.confirm = lambda title, text: asked.append(text) or True
+    for _number in range(2):
+        ui.applyButton.click()
+        waitFor(lambda: not window._isBusy(), 30)
+    assert len(asked) == 2
+    assert ui.statusLabel.text().startswith("Done in")
+
+
+def test_the_folder_of_models_is_opened_with_its_disk_use_beside_it(ready):
+    window, ui, _ = ready
+    seen = []
+    window.dialogs.openFolder = seen.append
+    ui.folderButton.click()
+    assert seen == [window._segmenter.modelsFolder]
+    size = sum(path.stat().st_size for path in (window._segmenter.modelsFolder / NAME).iterdir())
+    assert f"1 installed ({size / 1e6:.1f} MB on disk)" in ui.modelDiskLabel.text()
+
+
+def test_frames_are_offered_for_a_sequence_only(ready, addSequence, oblique_geometry, rng, thresholdWorker):
+    window, ui, errors = ready
+    assert ui.framesSelector.isHidden()
+    arrays = [rng.integers(-200, 900, oblique_geometry.shape).astype(np.int16) for _ in range(3)]
+    node, browser = addSequence(arrays, rasMatrix(oblique_geometry))
+    window.inputs.selectors()["T1"].setCurrentNode(node)
+    assert not ui.framesSelector.isHidden()
+    ui.framesSelector.setCurrentIndex(ui.framesSelector.findData("all"))
+    assert ui.framesSelector.currentText() == "All 3"
+    window._segmenter.workerCommand = thresholdWorker
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 60)
+    assert errors == []
+    assert ui.statusLabel.text().startswith("Done in")
+    for number, array in enumerate(arrays):
+        browser.SetSelectedItemNumber(number)
+        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+        found = conversion.labelsFromSegmentation(window.run.segmentationNode, node).array
+        assert np.array_equal(found == 1, bright(array))
+
+
+def test_undo_takes_everything_back(ready, scene, thresholdWorker):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = thresholdWorker
+    output = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    output.GetSegmentation().AddEmptySegment("kept")
+    ui.outputSelector.setCurrentNode(output)
+    before = contents(scene)
+    assert not ui.undoButton.isEnabled()
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 30)
+    assert output.GetSegmentation().GetNumberOfSegments() == 3
+    assert "unlike the training images" in ui.warningLabel.text()
+    ui.undoButton.click()
+    assert [output.GetSegmentation().GetNthSegmentID(0)] == ["kept"]
+    assert output.GetSegmentation().GetNumberOfSegments() == 1
+    assert contents(scene) == before
+    assert not ui.undoButton.isEnabled()
+
+
+def test_an_estimate_is_shown_kept_and_belongs_to_its_choice(ready, workerOf):
+    window, ui, errors = ready
+    assert "not estimated yet" in ui.needLabel.text()
+    window._segmenter.workerCommand = workerOf(DOCTOR)
+    ui.estimateButton.click()
+    assert "Estimating" in ui.needLabel.text()
+    waitFor(lambda: "1 min 15 s" in ui.needLabel.text(), 30)
+    assert "1.0 GiB of memory (8.0 GiB free)" in ui.needLabel.text()
+    ui.mirroringCheck.click()
+    assert "not estimated yet" in ui.needLabel.text()
+    ui.mirroringCheck.click()
+    assert "1 min 15 s" in ui.needLabel.text()
+    assert errors == []
+
+
+def test_an_estimate_that_fails_says_so_without_a_dialog(ready, workerOf):
+    window, ui, errors = ready
+    window._segmenter.workerCommand = workerOf("import sys; print('no tile today', file=sys.stderr); sys.exit(1)")
+    ui.estimateButton.click()
+    waitFor(lambda: "no tile today" in ui.needLabel.text(), 30)
+    assert errors == []
+    assert ui.applyButton.isEnabled()
+
+
+def test_too_little_memory_is_a_warning(scene):
+    from MambaSegmentationLib.need_section import needText
+
+    assert "More than is free" in needText(Estimate(10.0, 9 * 2**30, 8 * 2**30, 1))
+    assert "free" not in needText(Estimate(10.0, 9 * 2**30, 0, 1))
+
+
+def test_unfolding_advanced_writes_the_reason_beside_what_is_out(ready, workerOf):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = workerOf(DOCTOR)
+    ui.advancedGroup.setProperty("collapsed", False)
+    waitFor(lambda: "no NVIDIA" in ui.deviceSelector.itemText(2), 30)
+    assert ui.deviceSelector.itemText(2) == "NVIDIA GPU (cuda) (no NVIDIA GPU or driver found)"
+    triton = ui.backendSelector.findData("triton")
+    assert ui.backendSelector.itemText(triton) == "triton (it needs a CUDA device)"
+    assert not ui.backendSelector.model().item(triton).isEnabled()
+    assert ui.backendSelector.model().item(ui.backendSelector.findData("numba")).isEnabled()
+    assert ui.deviceSelector.itemText(1) == "CPU"
+
+
+def test_without_packages_nothing_is_looked_for(ready, monkeypatch):
+    window, ui, _ = ready
+    monkeypatch.setattr(dependencies, "missingPackages", lambda: dependencies.PACKAGES[:1])
+    ui.advancedGroup.setProperty("collapsed", False)
+    assert window.need.run is None
+
+
+def test_one_fold_can_be_chosen_of_a_model_that_has_several(opened):
+    window, ui = opened[0].window, opened[0].window.ui
+    if ui.modelSelector.findData("mamba_unet_multidirectional.hippocampus") < 0:
+        pytest.skip("the model is not shipped")
+    ui.modelSelector.setCurrentIndex(ui.modelSelector.findData("mamba_unet_multidirectional.hippocampus"))
+    assert ui.foldsSelector.itemText(0) == "All 5, averaged"
+    ui.foldsSelector.setCurrentIndex(ui.foldsSelector.findData("3"))
+    assert window.compute.options()["folds"] == (3,)
+
+
+def test_an_image_that_is_loaded_later_is_chosen_unless_there_is_one(ready, addVolume):
+    window, ui, _ = ready
+    selector = window.inputs.selectors()["T1"]
+    chosen = selector.currentNode()
+    addVolume(np.zeros((2, 2, 2), np.int16), np.eye(4), "p1 T1")
+    slicer.app.processEvents()
+    assert selector.currentNode() is chosen
+    selector.setCurrentNode(None)
+    later = addVolume(np.zeros((2, 2, 2), np.int16), np.eye(4), "p2 t1 post")
+    waitFor(lambda: selector.currentNode() is not None, 5)
+    assert selector.currentNode() is not later  # the first that fits
+    assert ui.applyButton.isEnabled()
+
+
+@pytest.fixture
+def second(ready):
+    """Another window of the module, on the same scene."""
+    import headless_slicer
+
+    _, widget, host = headless_slicer.loadModule(MODULE_FILE)
+    yield widget.window
+    headless_slicer.closeModule(widget, host)
+
+
+def test_two_windows_show_the_same_choices(ready, second, addVolume):
+    first, ui, _ = ready
+    assert second.ui.modelSelector.currentData() == NAME
+    assert second.inputs.nodes() == first.inputs.nodes()
+    ui.deviceSelector.setCurrentIndex(ui.deviceSelector.findData("cuda"))
+    assert second.ui.deviceSelector.currentData() == "cuda"
+    other = addVolume(np.zeros((3, 3, 3), np.int16), np.eye(4), "other")
+    second.inputs.selectors()["T1"].setCurrentNode(other)
+    assert first.inputs.nodes() == {"T1": other}
+    second.ui.modeTabs.setCurrentIndex(1)
+    assert ui.modeTabs.currentIndex() == 1
+
+
+def test_two_windows_can_work_at_the_same_time(ready, second, thresholdWorker, scene):
+    first, _, errors = ready
+    for window in (first, second):
+        window._segmenter.workerCommand = thresholdWorker
+    first.ui.applyButton.click()
+    second.ui.applyButton.click()
+    waitFor(lambda: not first._isBusy() and not second._isBusy(), 30)
+    assert errors == []
+    names = {window.run.segmentationNode.GetName() for window in (first, second)}
+    assert len(names) == 2
+    assert scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 2
+
+
+def test_a_saved_scene_brings_the_choices_back(ready, opened, scene, tmp_path):
+    window, ui, _ = ready
+    ui.modeTabs.setCurrentIndex(1)
+    ui.inputFolderEdit.setText("/somewhere")
+    ui.uncertaintyCheck.click()
+    ui.backendSelector.setCurrentIndex(ui.backendSelector.findData("numba"))
+    path = str(tmp_path / "scene.mrb")
+    assert scene.WriteToMRB(path, None)
+    scene.Clear(0)
+    assert ui.inputFolderEdit.text() == ""
+    assert ui.modeTabs.currentIndex() == 0
+    assert scene.ReadFromMRB(path, True, None)
+    opened[0].enter()
+    assert ui.inputFolderEdit.text() == "/somewhere"
+    assert ui.modeTabs.currentIndex() == 1
+    assert ui.uncertaintyCheck.isChecked()
+    assert ui.backendSelector.currentData() == "numba"
+    assert ui.modelSelector.currentData() == NAME
+    assert window.inputs.nodes()["T1"].GetName() == "T1"
+
+
+def test_a_computer_that_is_not_known_yet_explains_nothing():
+    assert Computer((), {}, {}, 0).backendProblem("numba", "auto") == ""
