@@ -91,5 +91,7 @@ def narrow_options() -> dict[str, dict[str, object]]:
         "swin_unetr": {"feature_size": 12, "depths": (1, 1, 1, 1)},
         "cotr": {"width": 2, "layers": 2, "heads": 2},
         "nnformer": {"width": 6, "heads": (1, 2, 2, 2), "windows": (2, 2, 2, 2)},
+        "segmamba": {"width": 2, "depths": (1, 1, 1, 1)},
+        "nnmamba": {"width": 2, "blocks": 2},
         "transunet": {"depth": 2, "hidden_size": 12, "mlp_size": 12, "heads": 2},
     }

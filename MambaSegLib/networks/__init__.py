@@ -88,6 +88,16 @@ NETWORKS: dict[str, NetworkEntry] = {
             "nnformer:resolve",
             "contract:fit_any",
         ),
+        NetworkEntry(
+            "segmamba",
+            "segmamba:build",
+            "Xing et al., SegMamba, MICCAI 2024",
+            "segmamba:resolve",
+            "contract:fit_any",
+        ),
+        NetworkEntry(
+            "nnmamba", "nnmamba:build", "Gong et al., nnMamba, ISBI 2025", "nnmamba:resolve", "contract:fit_any"
+        ),
     )
 }
 """A literal table: it lists without PyTorch, and a downloaded plan can ask for nothing that is not in it."""

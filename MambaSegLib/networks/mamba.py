@@ -26,27 +26,23 @@ HeadKind = Literal["linear", "mlp"]
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
-class MambaBlock(nn.Module):
-    """Selective state-space block (Gu & Dao, arXiv 2312.00752, Fig. 3) over the voxels of a volume.
+class MambaScan(nn.Module):
+    """What a Mamba block has between its two projections: the causal convolution and the selective scan."""
 
-    Tokens stay in memory order throughout; the causal convolution and the scan visit them in the order they are given.
-    """
+    d_state: int
+    dt_rank: int
+    scan_backend: str
 
-    def __init__(self, d_model: int, d_state: int, d_conv: int = 4, expand: int = 2) -> None:
-        """Build and initialize as mamba_ssm does: S4D-real A, time steps log-uniform in [1e-3, 1e-1]."""
-        super().__init__()
+    def _build_scan(self, d_model: int, d_state: int, d_conv: int = 4, expand: int = 2) -> None:
         d_inner = expand * d_model
         self.d_state = d_state
         self.dt_rank = math.ceil(d_model / 16)
         self.scan_backend = "auto"
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1, dtype=torch.float32)).repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-        self._initialize_time_steps()
 
     def _initialize_time_steps(self) -> None:
         bound = self.dt_rank**-0.5
@@ -56,6 +52,52 @@ class MambaBlock(nn.Module):
         with torch.no_grad():
             # The inverse of softplus, so that softplus(bias) is the wanted time step.
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def scan(self, x: Tensor, z: Tensor, grid: IntTriple, order: ScanOrder) -> Tensor:
+        """Convolve and scan along one order.
+
+        Args:
+            x: Input, (B, D, L).
+            z: Gate, (B, D, L).
+            grid: (Z, Y, X).
+            order: In which order convolution and scan visit the voxels.
+
+        Returns:
+            (B, D, L), in memory order as the input.
+        """
+        taps = self.conv1d.weight.squeeze(1)
+        u = causal_conv1d(x, taps, self.conv1d.bias, "silu", grid=grid, order=order, backend=self.scan_backend)
+        projected = self.x_proj(u.transpose(1, 2))
+        dt, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        return selective_scan(
+            u,
+            F.linear(dt, self.dt_proj.weight).transpose(1, 2),
+            -torch.exp(self.A_log),
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            grid=grid,
+            order=order,
+            backend=self.scan_backend,
+        )
+
+
+class MambaBlock(MambaScan):
+    """Selective state-space block (Gu & Dao, arXiv 2312.00752, Fig. 3) over the voxels of a volume.
+
+    Tokens stay in memory order throughout; the causal convolution and the scan visit them in the order they are given.
+    """
+
+    def __init__(self, d_model: int, d_state: int, d_conv: int = 4, expand: int = 2) -> None:
+        """Build and initialize as mamba_ssm does: S4D-real A, time steps log-uniform in [1e-3, 1e-1]."""
+        super().__init__()
+        self.in_proj = nn.Linear(d_model, 2 * expand * d_model, bias=False)
+        self._build_scan(d_model, d_state, d_conv, expand)
+        self.out_proj = nn.Linear(expand * d_model, d_model, bias=False)
+        self._initialize_time_steps()
 
     def forward(self, tokens: Tensor, grid: IntTriple, order: ScanOrder) -> Tensor:
         """Mix tokens along one scan order.
@@ -72,25 +114,7 @@ class MambaBlock(nn.Module):
             return self._stream(tokens, grid, order)
         # (B, L, 2D) seen as (B, D, L): the scan's signature, without a copy.
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        taps = self.conv1d.weight.squeeze(1)
-        u = causal_conv1d(x, taps, self.conv1d.bias, "silu", grid=grid, order=order, backend=self.scan_backend)
-        projected = self.x_proj(u.transpose(1, 2))
-        dt, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        y = selective_scan(
-            u,
-            F.linear(dt, self.dt_proj.weight).transpose(1, 2),
-            -torch.exp(self.A_log),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            self.D,
-            z,
-            self.dt_proj.bias,
-            delta_softplus=True,
-            grid=grid,
-            order=order,
-            backend=self.scan_backend,
-        )
-        mixed: Tensor = self.out_proj(y.transpose(1, 2))
+        mixed: Tensor = self.out_proj(self.scan(x, z, grid, order).transpose(1, 2))
         return mixed
 
     def _stream(self, tokens: Tensor, grid: IntTriple, order: ScanOrder) -> Tensor:

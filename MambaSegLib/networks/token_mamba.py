@@ -5,10 +5,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from MambaSegLib.networks.float32_layer import Float32Layer
 from MambaSegLib.networks.mamba import MambaBlock
 from MambaSegLib.scan.order import NATURAL_ORDER
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from MambaSegLib.plan import IntTriple
 
 
-class TokenMamba(nn.Module):
+class TokenMamba(Float32Layer):
     """LayerNorm and Mamba over the voxels of a feature map, or over its channels where there are few voxels.
 
     With channels as tokens each token is the whole (flattened) map of one channel, so the layer fits one map size only.
@@ -27,21 +26,16 @@ class TokenMamba(nn.Module):
         super().__init__()
         self.size = size
         self.channel_tokens = channel_tokens
-        self.recompute = False
         width = prod(size) if channel_tokens else channels
         self.norm = nn.LayerNorm(width)
         self.mamba = MambaBlock(width, d_state=16)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) -> the same shape; computed in float32 whatever autocast says, as the recurrence needs."""
-        with torch.autocast(features.device.type, enabled=False):
-            if self.recompute and torch.is_grad_enabled():
-                mixed: Tensor = checkpoint(self._mix, features.float(), use_reentrant=False)
-            else:
-                mixed = self._mix(features.float())
-        return mixed.to(features.dtype)
+        """(B, C, Z, Y, X) -> the same shape."""
+        return self.mix_in_float32(features)
 
-    def _mix(self, features: Tensor) -> Tensor:
+    def mix(self, features: Tensor) -> Tensor:
+        """See `Float32Layer.mix`."""
         _, channels, z, y, x = features.shape
         if not self.channel_tokens:
             tokens = self.norm(features.flatten(2).transpose(1, 2).contiguous())

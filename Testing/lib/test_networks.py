@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from MambaSegLib.bundle_network import network_with_weights
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks import create_network, fit_patch, list_networks, resolve_plan, set_scan_backend
+from MambaSegLib.networks import create_network, fit_patch, list_networks, resolve_plan, set_recompute, set_scan_backend
 from MambaSegLib.plan import NetworkPlan, StagePlan
 
 NAMES = [entry.name for entry in list_networks()]
@@ -83,6 +84,42 @@ def test_the_scan_backend_reaches_every_mamba_block(name, small_plan):
     blocks = [module for module in network.modules() if "A_log" in dict(module.named_parameters(recurse=False))]
     assert bool(blocks) == ("mamba" in name)
     assert all(block.scan_backend == "pytorch" for block in blocks)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "mamba" in name])
+def test_recomputing_reaches_every_mamba_layer_and_changes_no_gradient(name, small_plan):
+    torch.manual_seed(0)
+    plan = small_plan(name)
+    network = create_network(plan)
+    image = torch.randn(2, 2, *plan.patch_size)
+    gradients, kept_values = [], []
+
+    def count(tensor):
+        kept_values[-1] += tensor.numel()
+        return tensor
+
+    for recompute in (False, True):
+        set_recompute(network, recompute)
+        network.zero_grad()
+        kept_values.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            outputs = network(image)
+        sum(logits.square().mean() for logits in outputs).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert kept_values[1] < kept_values[0]
+    for kept, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_weights_make_the_same_network_again(name, small_plan):
+    torch.manual_seed(0)
+    plan = resolve_plan(small_plan(name))
+    network = create_network(plan).eval()
+    again = network_with_weights(plan, network.state_dict(), name).eval()
+    image = torch.randn(1, 2, *plan.patch_size)
+    with torch.no_grad():
+        torch.testing.assert_close(again(image)[0], network(image)[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", WITH_PRESETS)
