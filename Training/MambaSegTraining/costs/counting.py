@@ -35,7 +35,7 @@ def count_parameters(plan: NetworkPlan) -> int:
     Raises:
         InputError: If the network cannot be built for this plan.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):
         network = create_network(plan)
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
@@ -46,9 +46,12 @@ def count_macs(plan: NetworkPlan) -> MacCount:
     Raises:
         InputError: If the network cannot be built for this plan.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):
         network = create_network(plan)
-        set_scan_backend(network, SHAPES)
+    set_scan_backend(network, SHAPES)
+    # Meta tensors know no autocast, which networks switch off and on: fake ones believe to be on the processor.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to_empty(device="cpu")
         return count_forward(network, torch.empty(1, plan.in_channels, *plan.patch_size))
 
 

@@ -119,12 +119,13 @@ def _cost(run: RunFolder, curves: Mapping[int, tuple[EpochRecord, ...]]) -> Cost
     measured = found.measured
     if measured is None:
         return cost
+    memory = measured.training_memory_bytes
     patch = " x ".join(map(str, measured.patch_size))
     how = f"{measured.hardware}, {measured.precision}, batch {measured.batch_size}, patch {patch}"
     how += ", Mamba layers recomputed" if measured.recompute else ""
     return replace(
         cost,
-        training_memory_gb=measured.training_memory_bytes / 1e9,
+        training_memory_gb=None if memory is None else memory / 1e9,
         step_s=measured.training_step_s,
         volume_s=measured.volume_s,
         hardware=how,
