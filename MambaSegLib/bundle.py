@@ -211,7 +211,7 @@ def save_bundle(
     folds = tuple(_fold_file(index, blob, dtype) for index, blob in blobs.items())
     # Every option is written out, so that stored weights never depend on the defaults of a later version.
     plan = dataclasses.replace(manifest.plan, network=resolve_plan(manifest.plan.network))
-    complete = dataclasses.replace(manifest, plan=plan, folds=folds)
+    complete = dataclasses.replace(manifest, schema_version=SCHEMA_VERSION, plan=plan, folds=folds)
     contents = _described(complete, blobs) | _attached(attachments)
     if target.suffix.lower() == ".zip":
         _write_zip(contents, target)

@@ -15,7 +15,7 @@ import numpy as np
 from MambaSegLib.atomic import new_file
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array
-from MambaSegLib.plan import Label, Triple
+from MambaSegLib.plan import Region, Triple
 from MambaSegLib.volume import Labels, Volume
 
 
@@ -43,7 +43,7 @@ class LabelStatistics:
     """One structure.
 
     Attributes:
-        value: Its value in the label map.
+        value: Its value in the label map; of a region, the values of its labels, e.g. "1+2+3".
         name: Its name.
         voxels: Number of voxels.
         volume_ml: Their volume.
@@ -51,7 +51,7 @@ class LabelStatistics:
         channels: Intensities per channel.
     """
 
-    value: int
+    value: int | str
     name: str
     voxels: int
     volume_ml: float
@@ -59,12 +59,13 @@ class LabelStatistics:
     channels: tuple[ChannelStatistics, ...]
 
 
-def label_statistics(labels: Labels, volume: Volume) -> tuple[LabelStatistics, ...]:
-    """Measure every structure of a label map's table, found or not, in the table's order.
+def label_statistics(labels: Labels, volume: Volume, regions: Sequence[Region] = ()) -> tuple[LabelStatistics, ...]:
+    """Measure every structure of a label map's table, found or not, in the table's order; then every region.
 
     Args:
         labels: The label map.
         volume: The image, on the same grid.
+        regions: Structures made of several labels, see `Plan.compound_regions`.
 
     Raises:
         InputError: If the grids differ.
@@ -74,7 +75,11 @@ def label_statistics(labels: Labels, volume: Volume) -> tuple[LabelStatistics, .
         msg = f"the segmentation is not on the image's grid: {difference}"
         raise InputError(msg)
     names = volume.channels or tuple(f"channel {k}" for k in range(len(volume.array)))
-    return tuple(_measure(labels, volume, names, label) for label in labels.table)
+    structures: list[tuple[int | str, str, tuple[int, ...]]] = [
+        (label.value, label.name, (label.value,)) for label in labels.table
+    ]
+    structures += [("+".join(map(str, region.labels)), region.name, region.labels) for region in regions]
+    return tuple(_measure(labels, volume, names, *structure) for structure in structures)
 
 
 def write_statistics(statistics: Sequence[LabelStatistics], path: str | Path) -> None:
@@ -97,32 +102,34 @@ def write_statistics(statistics: Sequence[LabelStatistics], path: str | Path) ->
             writer.writerows(_table(statistics))
 
 
-def _measure(labels: Labels, volume: Volume, names: Sequence[str], label: Label) -> LabelStatistics:
+def _measure(
+    labels: Labels, volume: Volume, names: Sequence[str], value: int | str, name: str, members: tuple[int, ...]
+) -> LabelStatistics:
     count, index_sum = 0, np.zeros(3)
-    for z, mask in _masks(labels.array, label.value):
+    for z, mask in _masks(labels.array, members):
         rows, columns = np.nonzero(mask)
         count += len(rows)
         index_sum += (z * len(rows), rows.sum(), columns.sum())
     center = labels.geometry.to_world(index_sum / count) if count else np.full(3, nan)
     x, y, z_mm = (float(component) for component in center)
     return LabelStatistics(
-        value=label.value,
-        name=label.name,
+        value=value,
+        name=name,
         voxels=count,
         volume_ml=count * labels.geometry.voxel_volume_mm3 / 1000,
         centroid_lps_mm=(x, y, z_mm),
         channels=tuple(
-            _intensities(name, array, labels.array, label.value)
-            for name, array in zip(names, volume.array, strict=True)
+            _intensities(channel, array, labels.array, members)
+            for channel, array in zip(names, volume.array, strict=True)
         ),
     )
 
 
-def _intensities(name: str, image: Array, labels: Array, value: int) -> ChannelStatistics:
+def _intensities(name: str, image: Array, labels: Array, members: tuple[int, ...]) -> ChannelStatistics:
     """Two passes, slice by slice: exact also where the mean is large, and little memory also for a large structure."""
 
     def parts() -> Iterator[Array]:
-        return (image[z][mask].astype(np.float64) for z, mask in _masks(labels, value))
+        return (image[z][mask].astype(np.float64) for z, mask in _masks(labels, members))
 
     sums = np.array([(part.size, part.sum(), part.min(), part.max()) for part in parts()]).reshape(-1, 4)
     count = sums[:, 0].sum()
@@ -133,9 +140,9 @@ def _intensities(name: str, image: Array, labels: Array, value: int) -> ChannelS
     return ChannelStatistics(name, mean, sqrt(variance), float(sums[:, 2].min()), float(sums[:, 3].max()))
 
 
-def _masks(labels: Array, value: int) -> Iterator[tuple[int, Array]]:
+def _masks(labels: Array, members: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
     for z, part in enumerate(labels):
-        mask = part == value
+        mask = part == members[0] if len(members) == 1 else np.isin(part, members)
         if mask.any():
             yield z, mask
 

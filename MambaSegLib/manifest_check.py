@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from MambaSegLib.errors import BundleError
 from MambaSegLib.manifest import SCHEMA_VERSION, BundleManifest
 from MambaSegLib.networks import NETWORKS
-from MambaSegLib.plan import Channel, Fingerprint, Label, NetworkPlan, Plan
+from MambaSegLib.plan import Channel, Fingerprint, Label, NetworkPlan, Plan, Region
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)+")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,3}([-+.][A-Za-z0-9.-]+)?")
@@ -78,8 +78,8 @@ def is_model_name(name: str) -> bool:
 
 
 def _check_identity(manifest: BundleManifest) -> Iterator[Problem]:
-    if manifest.schema_version != SCHEMA_VERSION:
-        yield "schema_version", f"expected {SCHEMA_VERSION}, found {manifest.schema_version}"
+    if not 1 <= manifest.schema_version <= SCHEMA_VERSION:
+        yield "schema_version", f"expected 1 to {SCHEMA_VERSION}, found {manifest.schema_version}"
     if not is_model_name(manifest.name):
         yield "name", f'"{manifest.name[:MAX_NAME]}" is not a model name; expected network.dataset in lower case'
     if not _VERSION.fullmatch(manifest.version) or len(manifest.version) > MAX_NAME:
@@ -138,7 +138,11 @@ def fold_file_name(index: int) -> str:
 
 
 def _check_plan(manifest: BundleManifest) -> Iterator[Problem]:
-    plan = manifest.plan
+    yield from plan_problems(manifest.plan)
+
+
+def plan_problems(plan: Plan) -> Iterator[Problem]:
+    """What is wrong with a plan; also asked when one is made."""
     if not is_orientation(plan.orientation):
         yield "plan.orientation", f'expected three letters, one of each pair L/R, A/P, S/I, found "{plan.orientation}"'
     if not all(0 < spacing < 1000 for spacing in plan.spacing_mm):
@@ -149,6 +153,7 @@ def _check_plan(manifest: BundleManifest) -> Iterator[Problem]:
     if not set(plan.keep_largest) <= set(values):
         yield "plan.keep_largest", "names a value that is not among the labels"
     yield from _check_labels(plan.labels)
+    yield from _check_regions(plan)
     yield from _check_channels(plan.channels)
     yield from _check_agreement(plan)
     if plan.fingerprint is not None:
@@ -174,6 +179,38 @@ def _check_labels(labels: Sequence[Label]) -> Iterator[Problem]:
             yield f"plan.labels[{index}].color", "expected red, green, blue from 0 to 255"
 
 
+def _check_regions(plan: Plan) -> Iterator[Problem]:
+    if len(plan.regions) >= MAX_CLASSES:
+        yield "plan.regions", f"expected at most {MAX_CLASSES - 1} regions"
+    for path, text in region_problems(plan.regions, [label.value for label in plan.labels]):
+        yield f"plan.{path}", text
+    names = [region.name for region in plan.regions]
+    if not all(name.strip() and len(name) <= MAX_NAME for name in names):
+        yield "plan.regions", f"names must be 1 to {MAX_NAME} characters long"
+    shown = [label.name for label in plan.labels] + [region.name for region in plan.compound_regions]
+    if len(set(shown)) != len(shown):
+        yield "plan.regions", "a region of several labels must have another name than each label"
+    highest = max((label.value for label in plan.labels), default=0)
+    if plan.ignore_value is not None and not highest < plan.ignore_value <= MAX_LABEL_VALUE:
+        yield "plan.ignore_value", f"must be above all labels and at most {MAX_LABEL_VALUE}"
+
+
+def region_problems(regions: Sequence[Region], values: Collection[int]) -> Iterator[Problem]:
+    """What is wrong with regions of a label map that holds these values; also asked before a plan is made."""
+    names, painted = [region.name for region in regions], [region.value for region in regions]
+    if len(set(names)) != len(names) or len(set(painted)) != len(painted):
+        yield "regions", "each needs a name and a value of its own"
+    for index, region in enumerate(regions):
+        path = f"regions[{index}] ({region.name[:MAX_NAME]})"
+        if not region.labels or len(set(region.labels)) != len(region.labels) or not set(region.labels) <= set(values):
+            yield path, f"labels {list(region.labels)} must be different ones of {sorted(values)}"
+        if region.value not in region.labels:
+            yield path, f"becomes the value {region.value}, which is none of its labels {list(region.labels)}"
+        for later in regions[index + 1 :]:
+            if set(region.labels) <= set(later.labels):
+                yield path, f"would be painted over by {later.name[:MAX_NAME]}: list surrounding regions first"
+
+
 def _check_channels(channels: Sequence[Channel]) -> Iterator[Problem]:
     names = [channel.name for channel in channels]
     if len(set(names)) != len(names) or not all(name.strip() and len(name) <= MAX_NAME for name in names):
@@ -188,11 +225,9 @@ def _check_agreement(plan: Plan) -> Iterator[Problem]:
     network = plan.network
     if not 1 <= len(plan.channels) <= MAX_CHANNELS or network.in_channels != len(plan.channels):
         yield "plan.network.in_channels", f"is {network.in_channels}, but {len(plan.channels)} channels are listed"
-    if network.out_channels != len(plan.labels) + 1:
-        yield (
-            "plan.network.out_channels",
-            f"is {network.out_channels}, but {len(plan.labels)} structures and background make {len(plan.labels) + 1}",
-        )
+    if network.out_channels != plan.outputs:
+        made = f"{len(plan.regions)} regions" if plan.regions else f"{len(plan.labels)} structures and background"
+        yield "plan.network.out_channels", f"is {network.out_channels}, but {made} make {plan.outputs}"
     yield from _check_network(network)
 
 

@@ -48,7 +48,7 @@ def _input_and_output(plan: Plan) -> str:
     channels = [
         f"* {channel.name}" + (f" ({channel.modality})" if channel.modality else "") for channel in plan.channels
     ]
-    labels = [f"| {label.value} | {_cell(label.name)} |" for label in plan.labels]
+    labels = [f"| {label.value} | {_cell(label.name)} |" for label in plan.predicted_labels]
     spacing = " x ".join(f"{step:g}" for step in plan.spacing_mm)
     return "\n".join(
         [
@@ -65,6 +65,7 @@ def _input_and_output(plan: Plan) -> str:
             "| ---: | --- |",
             *labels,
             *_components(plan),
+            *(_regions(plan) if plan.regions else ()),
         ]
     )
 
@@ -72,6 +73,24 @@ def _input_and_output(plan: Plan) -> str:
 def _components(plan: Plan) -> list[str]:
     names = [label.name for label in plan.labels if label.value in plan.keep_largest]
     return ["", f"Of these only the largest connected component is kept: {', '.join(names)}."] if names else []
+
+
+def _regions(plan: Plan) -> Iterable[str]:
+    """What is predicted, where that is not the labels themselves; regions may hold labels that are never predicted."""
+    known = {label.value for label in plan.predicted_labels}
+    rows = [
+        f"| {_cell(region.name)} | {' + '.join(str(value) for value in sorted(known & set(region.labels)))} | {region.value} |"
+        for region in plan.regions
+    ]
+    return (
+        "",
+        "The network predicts regions that may overlap, each with a probability of its own. In the label map a region is all",
+        "its values together: regions are painted one over the other in this order, each where its probability is above 0.5.",
+        "",
+        "| Region | Values | Painted as |",
+        "| --- | --- | ---: |",
+        *rows,
+    )
 
 
 def _metrics(metrics: Iterable[Metric]) -> str:

@@ -7,7 +7,7 @@ Triples are in array order (Z, Y, X).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Triple = tuple[float, float, float]
@@ -41,7 +41,7 @@ class NetworkPlan:
     Attributes:
         name: A name of the network table, see `networks.list_networks`.
         in_channels: Image channels.
-        out_channels: Classes including background.
+        out_channels: Classes including background, or regions, see `Plan.outputs`.
         patch_size: Input size the network is trained with.
         stages: Finest resolution first.
         deep_supervision: Whether the coarser decoder stages have a head, too.
@@ -136,6 +136,22 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A structure made of several labels; regions may overlap, as a whole tumor and its core do.
+
+    Attributes:
+        name: What a person calls it.
+        labels: Values of the labels that belong to it.
+        value: One of them: what voxels become where it is found. Regions are painted in their order, so that what lies
+            inside comes after what surrounds it (`regions_class_order` in nnU-Net's dataset.json).
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    value: int
+
+
+@dataclass(frozen=True)
 class IntensityRange:
     """Percentiles of one channel over the training set, before normalization; None where scales are arbitrary (MR)."""
 
@@ -176,6 +192,8 @@ class Plan:
         channels: In the order the network takes them.
         labels: Structures, background left out, by increasing value.
         network: The network.
+        regions: Where not empty, the network has one output for each, decided by itself, instead of one per label.
+        ignore_value: Value of training label maps where nobody labelled; never learned, measured or predicted.
         crop_to_nonzero: Crop the empty (zero) margin first, as nnU-Net does.
         mirror_axes: Axes along which training mirrored; the only ones test-time mirroring may use.
         keep_largest: Values of labels of which only the largest connected component is kept.
@@ -187,6 +205,8 @@ class Plan:
     channels: tuple[Channel, ...]
     labels: tuple[Label, ...]
     network: NetworkPlan
+    regions: tuple[Region, ...] = ()
+    ignore_value: int | None = None
     crop_to_nonzero: bool = True
     mirror_axes: tuple[int, ...] = ()
     keep_largest: tuple[int, ...] = ()
@@ -196,3 +216,26 @@ class Plan:
     def patch_size(self) -> IntTriple:
         """Size of the tiles the network sees, in voxels."""
         return self.network.patch_size
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's output: one per region, or one per label and one for background."""
+        return len(self.regions) or len(self.labels) + 1
+
+    @property
+    def structure_names(self) -> tuple[str, ...]:
+        """What is learned and measured: the regions where there are any, else the labels."""
+        return tuple(structure.name for structure in self.regions or self.labels)
+
+    @property
+    def predicted_labels(self) -> tuple[Label, ...]:
+        """Labels that a prediction may hold: all, or those that regions become."""
+        painted = {region.value for region in self.regions}
+        return tuple(label for label in self.labels if not painted or label.value in painted)
+
+    @property
+    def compound_regions(self) -> tuple[Region, ...]:
+        """Regions that are more than one label of a prediction, without labels it cannot hold."""
+        known = {label.value for label in self.predicted_labels}
+        cut = [replace(region, labels=tuple(sorted(known & set(region.labels)))) for region in self.regions]
+        return tuple(region for region in cut if len(region.labels) > 1)

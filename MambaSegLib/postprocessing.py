@@ -1,4 +1,4 @@
-"""From class probabilities at the network's spacing to a label map on the input's own grid.
+"""From probabilities at the network's spacing to a label map on the input's own grid.
 
 Slabs come in along Z and go out as labels at once, so that the probabilities never exist on the whole input grid.
 """
@@ -17,8 +17,9 @@ from torch.nn import functional
 from MambaSegLib.geometry import Array
 from MambaSegLib.plan import IntTriple, Plan
 from MambaSegLib.preprocessing import Undo, label_type
+from MambaSegLib.readout import readout_of
 from MambaSegLib.resampling import linear_weights
-from MambaSegLib.sliding_window import Slab, entropy
+from MambaSegLib.sliding_window import Slab
 
 CHUNK_BYTES = 16 * 2**20
 """Probabilities on the input's grid made at a time; at least one slice. Larger ones are not faster: above 32 MiB the
@@ -34,7 +35,8 @@ class Segmented:
 
     Attributes:
         labels: (Z, Y, X) label values, uint8 or, if one is above 255, uint16.
-        uncertainty: (Z, Y, X) float32: entropy of the mean probabilities as a fraction of log K; 0 sure, 1 clueless.
+        uncertainty: (Z, Y, X) float32: entropy of the mean probabilities as a fraction of its largest value; 0 sure, 1
+            clueless; see `Readout.uncertainty`.
         disagreement: (Z, Y, X) float32: the part of it that comes from members that differ; see `sliding_window`.
     """
 
@@ -46,17 +48,17 @@ class Segmented:
 def to_labels(
     slabs: Iterable[Slab], undo: Undo, plan: Plan, *, uncertainty: bool = False, disagreement: bool = False
 ) -> Segmented:
-    """Resample probabilities linearly to the input's voxels and give each the label of the most probable class.
+    """Resample probabilities linearly to the input's voxels and give each the label its outputs stand for.
 
     Args:
         slabs: From Z = 0 on, covering the preprocessed array; consumed one at a time.
         undo: From `preprocess`.
-        plan: Label values, and which labels keep only their largest component.
+        plan: Label values, how outputs become labels, and which labels keep only their largest component.
         uncertainty: Also return the uncertainty.
         disagreement: Also return the disagreement; the slabs must hold it.
     """
     values = np.array([0, *(label.value for label in plan.labels)])
-    shape = undo.source.shape
+    readout, shape = readout_of(plan), undo.source.shape
     result = Segmented(
         np.zeros(shape, dtype=label_type(int(values.max()))),
         np.zeros(shape, dtype=np.float32) if uncertainty else None,
@@ -67,9 +69,9 @@ def to_labels(
     table = values.astype(result.labels.dtype)
     for chunk in resampled_slabs(slabs, undo.working.shape, undo.cropped.shape):
         part = slice(chunk.start, chunk.start + len(chunk.probabilities))
-        labels[part] = table[_most_probable(chunk.probabilities).cpu().numpy()]
+        labels[part] = table[readout.classes(chunk.probabilities).cpu().numpy()]
         if result.uncertainty is not None:
-            undo.view(result.uncertainty)[part] = entropy(chunk.probabilities).cpu().numpy()
+            undo.view(result.uncertainty)[part] = readout.uncertainty(chunk.probabilities).cpu().numpy()
         if result.disagreement is not None:
             assert chunk.disagreement is not None, "the slabs were made without the disagreement asked for"
             undo.view(result.disagreement)[part] = chunk.disagreement.cpu().numpy()
@@ -136,19 +138,6 @@ def keep_largest_component(labels: Array, value: int) -> None:
         sizes = np.bincount(components.ravel())
         sizes[0] = 0
         region[(components > 0) & (components != sizes.argmax())] = 0
-
-
-def _most_probable(probabilities: Tensor) -> Tensor:
-    """Class (n, Y, X) of each voxel; of equally probable ones the first.
-
-    Class by class over whole planes: `argmax` over a strided axis takes several times longer on a CPU.
-    """
-    best = probabilities[:, 0].clone()
-    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
-    for k in range(1, probabilities.shape[1]):
-        winner.masked_fill_(probabilities[:, k] > best, k)
-        torch.maximum(best, probabilities[:, k], out=best)
-    return winner
 
 
 def _neighbors(source: int, target: int) -> tuple[Array, Array, Array]:

@@ -58,7 +58,7 @@ class Prediction:
 
     Attributes:
         labels: On the volume's own grid.
-        uncertainty: (Z, Y, X) float32, 0 sure to 1 all classes equally likely; None if not asked for. See
+        uncertainty: (Z, Y, X) float32, 0 sure to 1 clueless; None if not asked for. See
             `postprocessing.Segmented`.
         disagreement: (Z, Y, X) float32, the part of it that comes from folds or mirrored versions that differ; None
             if not asked for.
@@ -173,7 +173,7 @@ class Predictor:
             report(Progress("Postprocessing", 1, 1, 0.0))
         device = ladder.placement.device
         return Prediction(
-            labels=Labels(segmented.labels, volume.geometry, plan.labels, self._tags(volume)),
+            labels=Labels(segmented.labels, volume.geometry, plan.predicted_labels, self._tags(volume)),
             uncertainty=segmented.uncertainty,
             disagreement=segmented.disagreement,
             notices=(*notices, *ladder.notices),
@@ -185,11 +185,12 @@ class Predictor:
     @property
     def ensemble(self) -> Ensemble:
         """The networks and how they are combined."""
+        from MambaSegLib.readout import readout_of
         from MambaSegLib.sliding_window import Ensemble
 
         plan = self.bundle.manifest.plan
         axes = plan.mirror_axes if self._mirroring else ()
-        return Ensemble(self._networks, len(plan.labels) + 1, plan.patch_size, axes)
+        return Ensemble(self._networks, readout_of(plan), plan.patch_size, axes)
 
     def _prepare(self, volume: Volume, roi: Box | None) -> tuple[Preprocessed, tuple[str, ...]]:
         plan = self.bundle.manifest.plan
@@ -232,11 +233,13 @@ class Predictor:
 
     def _tags(self, volume: Volume) -> tuple[tuple[str, str], ...]:
         manifest = self.bundle.manifest
+        regions = [f"{region.name} = {'+'.join(map(str, region.labels))}" for region in manifest.plan.compound_regions]
         return (
             ("Model", f"{manifest.name} {manifest.version}"),
             ("ModelSHA256", self.bundle.sha256),
             ("Folds", " ".join(str(fold) for fold in self.folds)),
             ("Source", volume.name),
+            *((("Regions", "; ".join(regions)),) if regions else ()),
             ("Software", f"MambaSegmentation {__version__}"),
             ("Disclaimer", "Research use only; not approved for clinical use."),
         )

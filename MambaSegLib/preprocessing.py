@@ -88,7 +88,7 @@ def preprocess_with_labels(volume: Volume, labels: Labels, plan: Plan) -> tuple[
 
     Returns:
         The network input, and the class of each of its voxels: (Z, Y, X) uint8 (uint16 above 256 classes); class k is
-        the k-th label of the plan, 0 background.
+        the k-th label of the plan, 0 background, and the class after the last label is where nobody labelled.
 
     Raises:
         InputError: As `preprocess`; and if the two grids differ or a label value is not in the plan.
@@ -100,8 +100,7 @@ def preprocess_with_labels(volume: Volume, labels: Labels, plan: Plan) -> tuple[
     classes = classes_of_values(labels.array, plan)
     preprocessed = preprocess(volume, plan)
     undo = preprocessed.undo
-    count = len(plan.labels) + 1
-    resampled = resample_classes(undo.view(classes), count, undo.working.shape)
+    resampled = resample_classes(undo.view(classes), len(_class_values(plan)), undo.working.shape)
     return preprocessed, np.ascontiguousarray(resampled)
 
 
@@ -135,7 +134,7 @@ def classes_of_values(array: Array, plan: Plan) -> Array:
     Raises:
         InputError: If a value is neither 0 nor in the plan.
     """
-    values = [0, *(label.value for label in plan.labels)]
+    values = _class_values(plan)
     # Counting per slice: sorting a whole CT takes many seconds.
     found = np.unique(np.concatenate([np.flatnonzero(np.bincount(part.ravel())) for part in array]))
     unknown = np.setdiff1d(found, values)
@@ -147,6 +146,12 @@ def classes_of_values(array: Array, plan: Plan) -> Array:
         if value < table.size:
             table[value] = index
     return np.asarray(table[array])
+
+
+def _class_values(plan: Plan) -> list[int]:
+    """Value of each class of training data; what nobody labelled comes last, see `readout`."""
+    values = [0, *(label.value for label in plan.labels)]
+    return values if plan.ignore_value is None else [*values, plan.ignore_value]
 
 
 def label_type(largest: int) -> np.dtype[np.unsignedinteger]:

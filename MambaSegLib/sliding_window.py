@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations, product
-from math import ceil, log
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.memory_ladder import MemoryLadder, Placement
 from MambaSegLib.plan import IntTriple
+from MambaSegLib.readout import Readout
 
 if TYPE_CHECKING:
     from MambaSegLib.networks.contract import SegmentationNetwork
@@ -38,7 +39,7 @@ class Slab:
 
     Attributes:
         start: Index of the first slice along Z.
-        probabilities: (n, K, Y, X) float32: mean class probabilities, adding up to 1 over K.
+        probabilities: (n, K, Y, X) float32: mean probability of each output.
         disagreement: (n, Y, X) float32, 0 to 1, or None; see `predict_probabilities`.
     """
 
@@ -86,9 +87,9 @@ def count_tiles(shape: Sequence[int], patch_size: IntTriple, overlap: float) -> 
 
 
 def accumulator_bytes(ensemble: Ensemble, shape: Sequence[int]) -> int:
-    """Memory of the sums over overlapping tiles: classes, weight and entropy of one patch depth."""
+    """Memory of the sums over overlapping tiles: outputs, weight and entropy of one patch depth."""
     plane = [max(n, p) for n, p in zip(shape[1:], ensemble.patch_size[1:], strict=True)]
-    return 4 * (ensemble.classes + 2) * ensemble.patch_size[0] * plane[0] * plane[1]
+    return 4 * (ensemble.readout.outputs + 2) * ensemble.patch_size[0] * plane[0] * plane[1]
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class Ensemble:
 
     Attributes:
         networks: One per fold, in evaluation mode.
-        classes: Classes including background.
+        readout: What the outputs stand for.
         patch_size: Tile size.
         mirror_axes: Array axes (0 Z, 1 Y, 2 X) to mirror along, in all combinations; () for none.
     """
 
     networks: tuple[SegmentationNetwork, ...]
-    classes: int
+    readout: Readout
     patch_size: IntTriple
     mirror_axes: tuple[int, ...] = ()
 
@@ -121,10 +122,10 @@ class Ensemble:
             for axes in variants:
                 turned = [axis + 2 for axis in axes]
                 logits = self._logits(network, tiles.flip(turned) if turned else tiles, fold)
-                found = torch.softmax(logits, dim=1)
+                found = self.readout.probabilities(logits)
                 found = found.flip(turned) if turned else found
                 if with_entropy:
-                    own = entropy(found)
+                    own = self.readout.uncertainty(found)
                     entropy_sum = own if entropy_sum is None else entropy_sum.add_(own)
                 total = found if total is None else total.add_(found)
         members = len(self.networks) * len(variants)
@@ -136,7 +137,7 @@ class Ensemble:
     def _logits(self, network: SegmentationNetwork, tiles: Tensor, fold: int) -> Tensor:
         with _autocast(tiles.device):
             logits: Tensor = network(tiles)[0]
-        expected = (len(tiles), self.classes, *self.patch_size)
+        expected = (len(tiles), self.readout.outputs, *self.patch_size)
         if tuple(logits.shape) != expected:
             msg = f"network {fold + 1} returned logits of shape {tuple(logits.shape)} instead of {expected}"
             raise InputError(msg)
@@ -171,7 +172,7 @@ def predict_probabilities(
         ladder: Where the work is done, and what gives way when memory runs out.
         overlap: Fraction of a tile that its neighbor covers again, 0 to below 1.
         disagreement: Also yield how much members (folds, mirrored versions, overlapping tiles) differ: the entropy of
-            their mean less the mean of their entropies (mutual information), as a fraction of log K.
+            their mean less the mean of their entropies (mutual information), as a fraction of the largest entropy.
         on_tile: Called after every batch of tiles.
 
     Yields:
@@ -204,22 +205,14 @@ def predict_probabilities(
         open_slices.advance(finished)
 
 
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy over axis 1 as a fraction of its largest value, log K: 0 sure, 1 all classes equally likely."""
-    total = torch.zeros_like(probabilities[:, 0])
-    for one in probabilities.unbind(dim=1):  # class by class: the terms of all classes would double the memory
-        total += torch.special.entr(one)
-    return total.div_(log(probabilities.shape[1]))
-
-
 class _OpenSlices:
     """Weighted sums of the slices that tiles can still change: one patch depth."""
 
     def __init__(self, ensemble: Ensemble, plane: Sequence[int], with_entropy: bool, device: torch.device) -> None:
         depth = ensemble.patch_size[0]
-        self.patch = ensemble.patch_size
+        self.patch, self.readout = ensemble.patch_size, ensemble.readout
         self.importance = importance_map(self.patch).to(device)
-        self.sums = torch.zeros((depth, ensemble.classes, *plane), device=device)
+        self.sums = torch.zeros((depth, ensemble.readout.outputs, *plane), device=device)
         self.weights = torch.zeros((depth, *plane), device=device)
         self.entropies = torch.zeros((depth, *plane), device=device) if with_entropy else None
 
@@ -247,7 +240,7 @@ class _OpenSlices:
             return probabilities, None
         members = self.entropies[:count].div_(weights)
         # Rounding can leave a difference of two equal entropies at -1e-7.
-        return probabilities, (entropy(probabilities) - members).clamp_(min=0)
+        return probabilities, (self.readout.uncertainty(probabilities) - members).clamp_(min=0)
 
     def advance(self, count: int) -> None:
         """Drop the first slices and open as many new ones behind the others."""

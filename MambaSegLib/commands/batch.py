@@ -97,7 +97,9 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
         message = "The output folder is the input folder. Choose another, so that results are not taken for images."
         raise InputError(message)
     _check_folder(arguments, cases)
-    table = OutcomeTable(arguments.output, [label.name for label in bundle.manifest.plan.labels])
+    plan = bundle.manifest.plan
+    measured = [label.name for label in plan.predicted_labels] + [region.name for region in plan.compound_regions]
+    table = OutcomeTable(arguments.output, measured)
     codes: list[int] = []
     counts = _run_cases(_Job(arguments, reporter, bundle, table, cases), codes)
     _report_end(reporter, counts, table)
@@ -155,7 +157,7 @@ def _segment(
     volume = read_inputs(case.images, job.arguments, job.reporter)
     roi = region(job.arguments.roi, volume.geometry)
     prediction = predictor.predict(volume, tell, roi=roi, uncertainty=outputs.uncertainty is not None)
-    statistics = write_outputs(prediction, volume, outputs)
+    statistics = write_outputs(prediction, volume, outputs, job.bundle.manifest.plan.compound_regions)
     return " ".join(prediction.notices), {row.name: row.volume_ml for row in statistics}
 
 

@@ -103,8 +103,13 @@ def _line(model: ListedModel) -> str:
 
 def _summary(manifest: BundleManifest) -> str:
     channels = ", ".join(f"{channel.name} {channel.modality}".strip() for channel in manifest.plan.channels)
-    labels = ", ".join(label.name for label in manifest.plan.labels)
-    return f"{manifest.description}\n    Input: {channels}. Segments: {labels}. Weights: {manifest.provenance.weights_license}"
+    plan = manifest.plan
+    segments = ", ".join(label.name for label in plan.predicted_labels)
+    regions = f" Regions: {', '.join(region.name for region in plan.regions)}." if plan.regions else ""
+    return (
+        f"{manifest.description}\n    Input: {channels}. Segments: {segments}.{regions} "
+        f"Weights: {manifest.provenance.weights_license}"
+    )
 
 
 def _as_json(model: ListedModel) -> dict[str, object]:

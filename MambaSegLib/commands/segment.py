@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     for notice in prediction.notices:
         reporter.log("warning", notice)
     reporter.progress(Progress("Writing", 0, 1, 0.0))
-    statistics = write_outputs(prediction, _named(volume, bundle), outputs)
+    statistics = write_outputs(prediction, _named(volume, bundle), outputs, bundle.manifest.plan.compound_regions)
     reporter.progress(Progress("Writing", 1, 1, 0.0))
     details = result_details(bundle, predictor.folds, prediction, outputs, statistics)
     reporter.result(_summary(bundle, prediction, outputs, statistics), **details)
@@ -119,11 +119,13 @@ def result_details(
         "backend": prediction.backend,
         "seconds": {phase: round(seconds, 3) for phase, seconds in asdict(prediction.seconds).items()},
         "notices": list(prediction.notices),
-        "labels": [
-            {"value": row.value, "name": row.name, "voxels": row.voxels, "volume_ml": round(row.volume_ml, 6)}
-            for row in statistics
-        ],
+        "labels": [_measured(row) for row in statistics if isinstance(row.value, int)],
+        "regions": [_measured(row) for row in statistics if not isinstance(row.value, int)],
     }
+
+
+def _measured(row: LabelStatistics) -> dict[str, object]:
+    return {"value": row.value, "name": row.name, "voxels": row.voxels, "volume_ml": round(row.volume_ml, 6)}
 
 
 def _summary(bundle: Bundle, prediction: Prediction, outputs: Outputs, statistics: Sequence[LabelStatistics]) -> str:

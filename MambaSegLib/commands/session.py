@@ -19,6 +19,7 @@ from MambaSegLib.commands.reporting import Reporter
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Box, Geometry, box_from_world
 from MambaSegLib.label_writing import check_output_path
+from MambaSegLib.plan import Region
 from MambaSegLib.volume import Volume
 
 if TYPE_CHECKING:
@@ -167,16 +168,18 @@ def make_predictor(bundle: Bundle, arguments: argparse.Namespace) -> Predictor:
     )
 
 
-def write_outputs(prediction: Prediction, volume: Volume, outputs: Outputs) -> tuple[LabelStatistics, ...]:
+def write_outputs(
+    prediction: Prediction, volume: Volume, outputs: Outputs, regions: Sequence[Region]
+) -> tuple[LabelStatistics, ...]:
     """Write the files a prediction is wanted in, the segmentation last: where it is, the others are complete.
 
     Returns:
-        Volume and intensities per label.
+        Volume and intensities per label and region.
     """
     from MambaSegLib.label_statistics import label_statistics, write_statistics
     from MambaSegLib.volume_io import write_volume
 
-    statistics = label_statistics(prediction.labels, volume)
+    statistics = label_statistics(prediction.labels, volume, regions)
     if outputs.uncertainty is not None and prediction.uncertainty is not None:
         write_volume(prediction.uncertainty, volume.geometry, outputs.uncertainty)
     if outputs.statistics is not None:

@@ -7,7 +7,7 @@ from html import escape
 
 from MambaSegLib.manifest import BundleManifest, Metric
 from MambaSegLib.model_zoo import ListedModel
-from MambaSegLib.plan import Channel, Label
+from MambaSegLib.plan import Channel, Label, Plan
 
 
 def modelTitle(model: ListedModel) -> str:
@@ -22,7 +22,7 @@ def matches(model: ListedModel, words: str) -> bool:
         plan = model.manifest.plan
         parts = [model.manifest.description, model.manifest.provenance.dataset]
         parts += [f"{channel.name} {channel.modality}" for channel in plan.channels]
-        text = " ".join([text, *parts, *(label.name for label in plan.labels)])
+        text = " ".join([text, *parts, *(label.name for label in plan.predicted_labels), *plan.structure_names])
     return all(word in text.lower() for word in words.lower().split())
 
 
@@ -33,7 +33,8 @@ def modelHtml(model: ListedModel) -> str:
     manifest = model.manifest
     rows = [
         ("Input", escape(", ".join(map(_channelText, manifest.plan.channels)))),
-        ("Segments", ", ".join(map(_labelHtml, manifest.plan.labels))),
+        ("Segments", ", ".join(map(_labelHtml, manifest.plan.predicted_labels))),
+        ("Regions", escape(_regions(manifest.plan))),
         ("Anatomy", escape(", ".join(_anatomy(manifest)))),
         ("Network", escape(f"{manifest.plan.network.name}, {len(manifest.folds)} fold(s)")),
         ("Accuracy", _accuracyHtml(manifest.metrics)),
@@ -58,6 +59,14 @@ def _anatomy(manifest: BundleManifest) -> list[str]:
     """What the terminology of the labels calls the structures, each once."""
     codes = [label.terminology.type.meaning for label in manifest.plan.labels if label.terminology is not None]
     return list(dict.fromkeys(codes))
+
+
+def _regions(plan: Plan) -> str:
+    """Structures of several labels, where the network predicts such."""
+    names = {label.value: label.name for label in plan.predicted_labels}
+    return "; ".join(
+        f"{region.name} = {' + '.join(names[value] for value in region.labels)}" for region in plan.compound_regions
+    )
 
 
 def _labelHtml(label: Label) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from MambaSegLib.memory_ladder import MemoryLadder, Placement, first_placement
+from MambaSegLib.readout import exclusive_classes
 from MambaSegLib.sliding_window import Ensemble, predict_probabilities
 
 pytestmark = [
@@ -41,7 +42,7 @@ class RunsOutOnCuda(ConvNetwork):
 def collect(network, placement):
     image = np.random.default_rng(0).normal(size=(2, 40, 33, 50)).astype(np.float32)
     ladder = MemoryLadder(placement)
-    ensemble = Ensemble((network,), 3, (16, 16, 16), mirror_axes=(0,))
+    ensemble = Ensemble((network,), exclusive_classes(3), (16, 16, 16), mirror_axes=(0,))
     slabs = predict_probabilities(ensemble, image, ladder, disagreement=True)
     return np.concatenate([slab.probabilities.cpu().clone().numpy() for slab in slabs]), ladder
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
 from MambaSegLib.memory_ladder import MemoryLadder, Placement
+from MambaSegLib.readout import exclusive_classes
 from MambaSegLib.sliding_window import (
     Ensemble,
     count_tiles,
@@ -74,7 +75,7 @@ def plain_twin(ensemble, image, overlap):
     patch = ensemble.patch_size
     missing = [max(p - n, 0) for n, p in zip(image.shape[1:], patch, strict=True)]
     image = np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in missing)])
-    sums, weights = np.zeros((ensemble.classes, *image.shape[1:])), np.zeros(image.shape[1:])
+    sums, weights = np.zeros((ensemble.readout.outputs, *image.shape[1:])), np.zeros(image.shape[1:])
     entropies = np.zeros(image.shape[1:])
     importance = importance_map(patch).double().numpy()
     starts = (tile_starts(n, p, overlap) for n, p in zip(image.shape[1:], patch, strict=True))
@@ -91,7 +92,7 @@ def plain_twin(ensemble, image, overlap):
         weights[part] += importance
     mean = sums / weights
     inner = tuple(slice(m // 2, n - (m - m // 2)) for m, n in zip(missing, weights.shape, strict=True))
-    difference = (entropy(mean, 0) - entropies / weights) / np.log(ensemble.classes)
+    difference = (entropy(mean, 0) - entropies / weights) / np.log(ensemble.readout.outputs)
     return mean[(slice(None), *inner)], difference[inner]
 
 
@@ -154,7 +155,7 @@ def test_mirroring_two_axes_makes_four_versions():
 )
 @pytest.mark.parametrize("tile_batch", [1, 3])
 def test_streaming_equals_the_plain_twin(shape, patch, overlap, tile_batch):
-    ensemble = Ensemble((ConvNetwork(),), 3, patch)
+    ensemble = Ensemble((ConvNetwork(),), exclusive_classes(3), patch)
     image = noise((2, *shape))
     found, _ = collect(ensemble, image, cpu_ladder(tile_batch), overlap=overlap)
     expected, _ = plain_twin(ensemble, image, overlap)
@@ -163,7 +164,7 @@ def test_streaming_equals_the_plain_twin(shape, patch, overlap, tile_batch):
 
 
 def test_folds_and_mirrors_are_averaged_as_probabilities():
-    ensemble = Ensemble((ConvNetwork(seed=1), ConvNetwork(seed=2)), 3, (6, 8, 8), mirror_axes=(0, 2))
+    ensemble = Ensemble((ConvNetwork(seed=1), ConvNetwork(seed=2)), exclusive_classes(3), (6, 8, 8), mirror_axes=(0, 2))
     image = noise((2, 9, 13, 12))
     found, disagreement = collect(ensemble, image, disagreement=True)
     expected, difference = plain_twin(ensemble, image, 0.5)
@@ -175,13 +176,13 @@ def test_folds_and_mirrors_are_averaged_as_probabilities():
 
 def test_members_that_agree_do_not_disagree():
     network = ConvNetwork()
-    ensemble = Ensemble((network, network), 3, (8, 8, 8))
+    ensemble = Ensemble((network, network), exclusive_classes(3), (8, 8, 8))
     _, disagreement = collect(ensemble, noise((2, 8, 8, 8)), disagreement=True)
     np.testing.assert_allclose(disagreement, 0, atol=1e-6)
 
 
 def test_the_same_input_gives_the_same_bytes():
-    ensemble = Ensemble((ConvNetwork(),), 3, (8, 8, 8), (0, 1, 2))
+    ensemble = Ensemble((ConvNetwork(),), exclusive_classes(3), (8, 8, 8), (0, 1, 2))
     image = noise((2, 13, 14, 15))
     first, second = collect(ensemble, image)[0], collect(ensemble, image)[0]
     assert first.tobytes() == second.tobytes()
@@ -189,7 +190,7 @@ def test_the_same_input_gives_the_same_bytes():
 
 def test_every_tile_is_reported_once():
     reports = []
-    ensemble = Ensemble((ConvNetwork(),), 3, (8, 8, 8))
+    ensemble = Ensemble((ConvNetwork(),), exclusive_classes(3), (8, 8, 8))
     image = noise((2, 17, 9, 16))
     collect(ensemble, image, cpu_ladder(2), on_tile=lambda done, total: reports.append((done, total)))
     total = count_tiles((17, 9, 16), (8, 8, 8), 0.5)
@@ -207,7 +208,7 @@ def test_never_more_than_one_patch_depth_of_probabilities_is_held(monkeypatch):
         return zeros(shape, **settings)
 
     monkeypatch.setattr(torch, "zeros", recording_zeros)
-    ensemble = Ensemble((ConvNetwork(channels=1),), 3, (4, 8, 8))
+    ensemble = Ensemble((ConvNetwork(channels=1),), exclusive_classes(3), (4, 8, 8))
     slabs = list_of_copies(predict_probabilities(ensemble, noise((1, 200, 10, 8)), cpu_ladder()))
     assert max(largest) == 4 * 3 * 10 * 8
     assert max(len(p) for _, p, _ in slabs[:-1]) == 2
@@ -222,7 +223,7 @@ def test_raising_from_the_callback_ends_the_work_at_that_tile():
             raise CancelledError
 
     slabs = predict_probabilities(
-        Ensemble((ConvNetwork(),), 3, (8, 8, 8)), noise((2, 30, 8, 8)), cpu_ladder(), on_tile=cancel
+        Ensemble((ConvNetwork(),), exclusive_classes(3), (8, 8, 8)), noise((2, 30, 8, 8)), cpu_ladder(), on_tile=cancel
     )
     with pytest.raises(CancelledError):
         list(slabs)
@@ -237,20 +238,20 @@ class NotANumber(ConvNetwork):
 
 
 def test_a_nan_is_an_error_and_not_background():
-    ensemble = Ensemble((ConvNetwork(), NotANumber()), 3, (8, 8, 8))
+    ensemble = Ensemble((ConvNetwork(), NotANumber()), exclusive_classes(3), (8, 8, 8))
     with pytest.raises(EnvironmentProblemError, match=r"network 2 of 2 .*not finite"):
         collect(ensemble, noise((2, 8, 8, 8)))
 
 
 def test_a_network_with_another_number_of_classes_is_refused():
     with pytest.raises(InputError, match=r"\(1, 3, 8, 8, 8\) instead of \(1, 4, 8, 8, 8\)"):
-        collect(Ensemble((ConvNetwork(),), 4, (8, 8, 8)), noise((2, 8, 8, 8)))
+        collect(Ensemble((ConvNetwork(),), exclusive_classes(4), (8, 8, 8)), noise((2, 8, 8, 8)))
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
 def test_an_overlap_out_of_range_is_refused(overlap):
     with pytest.raises(InputError, match="overlap"):
-        collect(Ensemble((ConvNetwork(),), 3, (8, 8, 8)), noise((2, 8, 8, 8)), overlap=overlap)
+        collect(Ensemble((ConvNetwork(),), exclusive_classes(3), (8, 8, 8)), noise((2, 8, 8, 8)), overlap=overlap)
 
 
 class Hungry(ConvNetwork):
@@ -266,8 +267,8 @@ class Hungry(ConvNetwork):
 
 def test_out_of_memory_makes_the_tile_batch_smaller_and_changes_no_voxel():
     image = noise((2, 17, 17, 9))
-    plain = Ensemble((ConvNetwork(),), 3, (8, 8, 8))
-    hungry = Ensemble((Hungry(),), 3, (8, 8, 8))
+    plain = Ensemble((ConvNetwork(),), exclusive_classes(3), (8, 8, 8))
+    hungry = Ensemble((Hungry(),), exclusive_classes(3), (8, 8, 8))
     ladder = cpu_ladder(4)
     found, _ = collect(hungry, image, ladder)
     np.testing.assert_allclose(found, collect(plain, image)[0], atol=1e-6)
@@ -291,7 +292,7 @@ def test_one_tile_too_many_is_an_error_for_a_person():
     network = Hungry()
     network.limit = 0
     with pytest.raises(EnvironmentProblemError, match=r"Not enough memory on cpu .*2\.00 GiB.*region"):
-        collect(Ensemble((network,), 3, (8, 8, 8)), noise((2, 8, 8, 8)))
+        collect(Ensemble((network,), exclusive_classes(3), (8, 8, 8)), noise((2, 8, 8, 8)))
 
 
 def test_other_errors_do_not_move_the_ladder():
@@ -301,7 +302,7 @@ def test_other_errors_do_not_move_the_ladder():
 
     ladder = cpu_ladder(4)
     with pytest.raises(ZeroDivisionError):
-        collect(Ensemble((Broken(),), 3, (8, 8, 8)), noise((2, 8, 8, 8)), ladder)
+        collect(Ensemble((Broken(),), exclusive_classes(3), (8, 8, 8)), noise((2, 8, 8, 8)), ladder)
     assert ladder.placement.tile_batch == 4
 
 
@@ -323,7 +324,9 @@ def test_an_accumulator_that_does_not_fit_is_kept_in_main_memory():
 
 
 def test_gradients_stay_as_they_were_for_the_caller_between_slabs():
-    slabs = predict_probabilities(Ensemble((ConvNetwork(),), 3, (8, 8, 8)), noise((2, 30, 8, 8)), cpu_ladder())
+    slabs = predict_probabilities(
+        Ensemble((ConvNetwork(),), exclusive_classes(3), (8, 8, 8)), noise((2, 30, 8, 8)), cpu_ladder()
+    )
     next(slabs)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()

@@ -139,8 +139,27 @@ def test_the_four_channels_of_a_brain_tumour_are_divided_without_touching_a_voxe
         assert np.array_equal(stored(path), whole[..., channel])
         assert np.allclose(nib.load(path).affine, AXIAL)
     assert (tmp_path / "out" / "imagesTs" / "brats_485_0003.nii.gz").is_file()
-    regions = json.loads((tmp_path / "out" / "dataset.json").read_text())["regions"]
-    assert regions == {"WT": [1, 2, 3], "TC": [2, 3], "ET": [3]}
+    assert list(dataset.labels.values()) == ["edema", "non-enhancing tumor", "enhancing tumor"]
+    assert dataset.regions == ()
+
+
+def test_a_brain_tumour_is_converted_with_the_regions_the_challenge_scores(tmp_path: Path) -> None:
+    source = decathlon(tmp_path / "Task01_BrainTumour", "BRATS", (1, 2), 4)
+    convert("braintumour", source, tmp_path / "out", regions=True)
+    dataset = read_dataset(tmp_path / "out")
+    assert [(region.name, region.labels, region.value) for region in dataset.regions] == [
+        ("whole tumor", (1, 2, 3), 1),
+        ("tumor core", (2, 3), 2),
+        ("enhancing tumor", (3,), 3),
+    ]
+    assert list(dataset.labels.values()) == ["edema", "non-enhancing tumor", "enhancing tumor"]
+    with pytest.raises(InputError, match="in another way"):
+        convert("braintumour", source, tmp_path / "out")
+
+
+def test_a_data_set_without_regions_cannot_be_converted_with_them(acdc: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no regions of its own"):
+        convert("acdc", acdc, tmp_path / "out", regions=True)
 
 
 def test_a_scaled_big_endian_frame_reads_the_same_after_division(tmp_path: Path) -> None:

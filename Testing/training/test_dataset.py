@@ -42,7 +42,7 @@ def test_missing_superfluous_and_miscounted_files_are_all_named_in_one_message(b
     ("changes", "expected"),
     [
         ({"labels": {"background": 0, "a": 1, "b": 3}}, "without gaps"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions_class_order"),
         ({"channel_names": {"1": "MRI"}}, "keys 0, 1"),
         ({"file_ending": None}, "lacks file_ending"),
     ],
@@ -100,11 +100,3 @@ def test_the_fingerprint_holds_shapes_spacings_and_intensities_of_the_structures
 def test_a_folder_without_description_is_refused_with_the_expected_layout(tmp_path):
     with pytest.raises(InputError, match="nnU-Net v2's raw layout"):
         read_dataset(tmp_path)
-
-
-def test_an_ignore_label_is_refused_rather_than_learned_as_a_structure(ball_dataset):
-    path = ball_dataset / "dataset.json"
-    description = json.loads(path.read_text())
-    path.write_text(json.dumps(description | {"labels": {"background": 0, "ball": 1, "core": 2, "ignore": 3}}))
-    with pytest.raises(DatasetError, match='label "ignore" is not supported'):
-        read_dataset(ball_dataset)

@@ -22,6 +22,7 @@ from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.settings import read_settings
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.readout import exclusive_classes
 
 
 @pytest.fixture
@@ -284,7 +285,7 @@ def test_patch_dice_pools_all_batches(job):
 
     image = torch.zeros((1, 1, 1, 1, 4))
     batches = [Batch(image, torch.tensor([[[[1, 1, 0, 2]]]])), Batch(image, torch.tensor([[[[1, 0, 0, 0]]]]))]
-    first, second = patch_dice(_Constant(1), batches, "cpu", "off")
+    first, second = patch_dice(_Constant(1), batches, exclusive_classes(3), "cpu", "off")
     assert first == pytest.approx(2 * 3 / (8 + 3))
     assert second == 0
 

@@ -150,13 +150,23 @@ def test_what_cannot_be_expressed_is_refused_by_name(write_plans, change: dict[s
         read_nnunet_plan(*write_plans({**flat_keys(), **change}))
 
 
-def test_regions_and_unknown_configurations_are_refused(write_plans) -> None:
+def test_unknown_configurations_are_refused(write_plans) -> None:
     plans, dataset = write_plans(flat_keys())
     with pytest.raises(InputError, match="it has 2d, 3d_fullres"):
         read_nnunet_plan(plans, dataset, configuration="3d_lowres")
-    dataset.write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2]}}))
-    with pytest.raises(InputError, match="regions"):
-        read_nnunet_plan(plans, dataset)
+
+
+def test_regions_and_the_ignore_label_are_imported_from_nnunet(write_plans) -> None:
+    plans, path = write_plans(flat_keys())
+    labels = {"background": 0, "organ": [1, 2], "tumor": 2, "ignore": 3}
+    path.write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": labels, "regions_class_order": [1, 2]}))
+    plan = read_nnunet_plan(plans, path).plan
+    assert [(region.name, region.labels, region.value) for region in plan.regions] == [
+        ("organ", (1, 2), 1),
+        ("tumor", (2,), 2),
+    ]
+    assert [label.name for label in plan.labels] == ["organ outside tumor", "tumor"]
+    assert (plan.ignore_value, plan.outputs, plan.network.out_channels) == (3, 2, 2)
 
 
 def test_a_fingerprint_gives_the_spacing_nnunet_planned_with(tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ import pytest
 from MambaSegTraining.patches import case_order, cut, cut_patch, is_foreground_patch, random_generator
 from MambaSegTraining.store import StoredCase, is_stored, open_case, sample_points, store_case
 
+from MambaSegLib.readout import exclusive_classes
+
 
 def _case(shape=(20, 20, 20), voxel=(17, 2, 9), value=1) -> StoredCase:
     labels = np.zeros(shape, np.uint8)
     labels[voxel] = value
     return StoredCase(
-        "case", np.arange(labels.size, dtype=np.float32).reshape(1, *shape), labels, sample_points(labels)
+        "case",
+        np.arange(labels.size, dtype=np.float32).reshape(1, *shape),
+        labels,
+        sample_points(labels, exclusive_classes(3)),
     )
 
 
@@ -28,7 +33,9 @@ def test_a_foreground_patch_holds_the_structure_even_at_the_border():
 def test_each_structure_of_a_case_is_equally_likely_whatever_its_size():
     labels = np.ones((20, 20, 20), np.uint8)
     labels[0, 0, 0] = 2
-    case = StoredCase("case", np.zeros((1, 20, 20, 20), np.float32), labels, sample_points(labels))
+    case = StoredCase(
+        "case", np.zeros((1, 20, 20, 20), np.float32), labels, sample_points(labels, exclusive_classes(3))
+    )
     patches = [cut_patch(case, (4, 4, 4), True, random_generator((0,), seed)) for seed in range(200)]
     assert 70 <= sum(2 in patch.labels for patch in patches) <= 130
 
@@ -84,7 +91,7 @@ def test_a_stored_case_comes_back_and_knows_what_it_was_made_from(tmp_path):
     labels = np.zeros((3, 4, 5), np.int64)
     labels[1, 2, 3] = 2
     image = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-    store_case(tmp_path, "a", "key", image, labels)
+    store_case(tmp_path, "a", "key", image, labels, exclusive_classes(3))
     case = open_case(tmp_path, "a")
     assert np.allclose(case.image, image, rtol=1e-6)
     assert (case.labels == labels).all()
@@ -94,6 +101,6 @@ def test_a_stored_case_comes_back_and_knows_what_it_was_made_from(tmp_path):
 
 
 def test_a_case_that_was_interrupted_while_written_does_not_count(tmp_path):
-    store_case(tmp_path, "a", "key", np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2), int))
+    store_case(tmp_path, "a", "key", np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2), int), exclusive_classes(2))
     (tmp_path / "a.json").unlink()
     assert not is_stored(tmp_path, "a", "key")

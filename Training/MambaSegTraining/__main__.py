@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("kind", choices=("acdc", "braintumour", "msd", "synapse"), help="which data set")
     convert.add_argument("source", type=Path, help="folder or archive of the download")
     convert.add_argument("dataset", type=Path, help="folder to write")
+    convert.add_argument(
+        "--regions", action="store_true", help="learn whole tumor, tumor core and enhancing tumor (braintumour)"
+    )
     convert.add_argument("--link", action="store_true", help="hard-link files that need no change")
 
     add_plan(step)
@@ -105,7 +108,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Step `convert`."""
     from MambaSegTraining.converters import convert
 
-    done = convert(options.kind, options.source, options.dataset, link=options.link)
+    done = convert(options.kind, options.source, options.dataset, link=options.link, regions=options.regions)
     for notice in done.notices:
         print(notice)
     found = "was there already" if done.was_there else "written"

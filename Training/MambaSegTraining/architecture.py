@@ -42,7 +42,7 @@ def plan_architecture(
     Args:
         spacing_mm: Voxel size the network works at.
         median_shape: Median shape of the training images at that spacing.
-        classes: Classes, background included.
+        classes: Channels of the network's output.
         settings: Network, its size, and the memory to fit into.
         patch: Patch size to take instead of the chosen one.
 

@@ -26,7 +26,7 @@ class Batch:
 
     Attributes:
         image: (B, C, Z, Y, X) float32.
-        labels: (B, Z, Y, X), small integers.
+        labels: (B, Z, Y, X) classes, small integers.
     """
 
     image: Tensor

@@ -32,7 +32,7 @@ class ComponentSelection:
 
     Attributes:
         identity: What it depends on (the scores of the folds, the rule), as one hash.
-        choices: One per structure; none where structures overlap.
+        choices: One per structure; none where structures overlap or not all voxels are labelled.
         changed: Scores of the structures that keep only their largest component, of the cases where that changes them.
     """
 
@@ -95,9 +95,11 @@ def _identity(folds: Sequence[FoldScores]) -> str:
 
 
 def _decide(run: RunFolder, folds: Sequence[FoldScores], identity: str) -> ComponentSelection:
-    measured = structures(run)
-    if any(len(structure.values) > 1 for structure in measured):
-        return ComponentSelection(identity)  # regions share voxels: removing some of one changes the others
+    measured, plan = structures(run), run.read_plan()
+    if plan.regions:
+        return ComponentSelection(identity)  # they share voxels: removing some of one changes the others
+    if plan.ignore_value is not None:
+        return ComponentSelection(identity)  # the largest component may lie where nobody labelled
     before = pooled(folds)
     after = {(score.case, score.label): score for score in _with_largest_only(run, folds, measured)}
     swapped = [after.get((score.case, score.label), score) for score in before]

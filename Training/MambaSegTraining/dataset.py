@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import InputError
-
-IGNORE = "ignore"
+from MambaSegLib.plan import Region
+from MambaSegTraining.label_table import LabelTable, parse_labels
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ class Dataset:
         folder: Where it is.
         name: Short name.
         channels: Name per channel; "CT" and a few others choose the normalization, as in nnU-Net.
-        labels: Name per value of the label maps, background left out.
+        labels: Name per value of the label maps, background and ignore left out.
         cases: By name.
         license: As dataset.json states it; may be empty.
+        regions: What is to be learned instead of the labels; () for the labels.
+        ignore_value: Value of voxels that nobody labelled; None where there are none.
     """
 
     folder: Path
@@ -51,6 +53,8 @@ class Dataset:
     labels: Mapping[int, str]
     cases: tuple[Case, ...]
     license: str = ""
+    regions: tuple[Region, ...] = ()
+    ignore_value: int | None = None
 
 
 class DatasetError(InputError):
@@ -71,7 +75,7 @@ def read_dataset(folder: Path) -> Dataset:
     """
     description = _read_description(folder)
     channels = _read_channels(folder, description)
-    labels = _read_labels(folder, description)
+    table = _read_labels(folder, description)
     ending = description["file_ending"]
     found = sorted(path.name for path in (folder / "labelsTr").glob(f"*{ending}") if not path.name.startswith("."))
     cases = tuple(_case(folder, name.removesuffix(ending), len(channels), ending) for name in found)
@@ -84,7 +88,8 @@ def read_dataset(folder: Path) -> Dataset:
     if problems:
         raise DatasetError(folder, problems)
     license_text = description.get("licence") or description.get("license") or ""
-    return Dataset(folder, str(description.get("name") or folder.name), channels, labels, cases, str(license_text))
+    name = str(description.get("name") or folder.name)
+    return Dataset(folder, name, channels, table.labels, cases, str(license_text), table.regions, table.ignore_value)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -117,19 +122,11 @@ def _read_channels(folder: Path, description: dict[str, Any]) -> tuple[str, ...]
     return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
-def _read_labels(folder: Path, description: dict[str, Any]) -> dict[int, str]:
-    labels = description["labels"]
-    if IGNORE in labels:  # nnU-Net's word for voxels that nobody labelled; as a structure, it would be learned
-        text = f'the label "{IGNORE}" is not supported: give its voxels their label, or leave those cases out'
-        raise DatasetError(folder, [text])
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in labels.values()):
-        text = "labels must map each name to one whole number; regions (lists of numbers) are not supported"
-        raise DatasetError(folder, [text])
-    by_value = {value: name for name, value in sorted(labels.items(), key=lambda item: item[1])}
-    if by_value.get(0) != "background" or list(by_value) != list(range(len(labels))):
-        text = f"labels must be background = 0 and then 1, 2, ... without gaps; found {labels}"
-        raise DatasetError(folder, [text])
-    return {value: name for value, name in by_value.items() if value}
+def _read_labels(folder: Path, description: dict[str, Any]) -> LabelTable:
+    try:
+        return parse_labels(description)
+    except InputError as error:
+        raise DatasetError(folder, [str(error)]) from error
 
 
 def _case(folder: Path, name: str, channels: int, ending: str) -> Case:

@@ -115,8 +115,8 @@ def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
 
 
 def _metrics(run: RunFolder) -> tuple[Metric, ...]:
-    folds, splits = final_scores(run), run.read_splits()
-    summaries = summarize_scores(pooled(folds), [label.name for label in run.read_plan().labels], splits.subjects)
+    folds, splits, plan = final_scores(run), run.read_splits(), run.read_plan()
+    summaries = summarize_scores(pooled(folds), plan.structure_names, splits.subjects)
     definitions = {metric.id: metric for metric in DEFINITIONS}
     return tuple(
         Metric(
@@ -130,7 +130,7 @@ def _metrics(run: RunFolder) -> tuple[Metric, ...]:
             excluded=entry.summary.excluded,
             ci_low=entry.summary.ci_low,
             ci_high=entry.summary.ci_high,
-            protocol=protocol(splits, folds, select_components(run).names),
+            protocol=protocol(splits, folds, select_components(run).names, plan.ignore_value),
         )
         for entry in summaries
         if entry.summary

@@ -176,7 +176,7 @@ def inspect_case(dataset: Dataset, case: Case) -> Inspection:
     if problems:
         return Inspection(case, tuple(f"{case.name}: {problem}" for problem in problems), None, none)
     facts, content = _case_facts(dataset, case, volume, labels), case_content(case.name, volume)
-    return Inspection(case, (), facts, _samples(volume, labels), content)
+    return Inspection(case, (), facts, _samples(volume, labels, dataset.ignore_value), content)
 
 
 def _case_problems(dataset: Dataset, volume: Volume, labels: Labels) -> list[str]:
@@ -184,9 +184,13 @@ def _case_problems(dataset: Dataset, volume: Volume, labels: Labels) -> list[str
     difference = volume.geometry.differences(labels.geometry)
     if difference:
         problems.append(f"image and label map are not on one grid: {difference}")
-    unknown = sorted(set(np.unique(labels.array).tolist()) - {0, *dataset.labels})
+    found, ignored = set(np.unique(labels.array).tolist()), dataset.ignore_value
+    unknown = sorted(found - {0, *dataset.labels, ignored})
     if unknown:
-        problems.append(f"the label map holds the values {unknown}, dataset.json has 0 to {len(dataset.labels)}")
+        highest = len(dataset.labels) if ignored is None else ignored
+        problems.append(f"the label map holds the values {unknown}, dataset.json has 0 to {highest}")
+    if found == {ignored}:
+        problems.append("every voxel has the label ignore, so there is nothing to learn or measure; leave the case out")
     if not np.isfinite(volume.array).all():
         problems.append("the image holds voxels that are not finite numbers")
     elif volume.array.min() == volume.array.max():
@@ -202,14 +206,16 @@ def _case_facts(dataset: Dataset, case: Case, volume: Volume, labels: Labels) ->
         spacing_mm=volume.geometry.spacing_mm,
         shape=volume.geometry.shape,
         cropped_shape=nonzero_box(volume.array).shape,
-        label_voxels=tuple(int(count) for count in counts[1:]),
+        label_voxels=tuple(int(count) for count in counts[1 : len(dataset.labels) + 1]),
         content_sha256=hashlib.sha256(np.ascontiguousarray(volume.array[0]).tobytes()).hexdigest(),
         obliquity_deg=obliquity_deg(volume.geometry),
     )
 
 
-def _samples(volume: Volume, labels: Labels) -> Array:
-    inside = np.flatnonzero(labels.array)
+def _samples(volume: Volume, labels: Labels, ignore_value: int | None) -> Array:
+    """Intensities of the structures; nnU-Net takes those of ignored voxels, too, where they may be anything."""
+    array = labels.array
+    inside = np.flatnonzero(array if ignore_value is None else (array > 0) & (array != ignore_value))
     chosen = inside[np.linspace(0, len(inside) - 1, min(len(inside), SAMPLES_PER_CASE)).round().astype(int)]
     return volume.array.reshape(len(volume.array), -1)[:, chosen].astype(np.float64)
 
@@ -236,6 +242,9 @@ def _unused_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[str]:
     if not facts:
         return []
     totals = np.sum([case.label_voxels for case in facts], axis=0)
+    if dataset.regions:
+        return [f"no case has a voxel of the region {region.name}" for region in dataset.regions
+                if not totals[[value - 1 for value in region.labels]].any()]  # fmt: skip
     return [f"no case has a voxel of label {value} ({name})" for value, name in dataset.labels.items()
             if not totals[value - 1]]  # fmt: skip
 

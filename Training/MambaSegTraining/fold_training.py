@@ -17,6 +17,7 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network, set_recompute, set_scan_backend
 from MambaSegLib.plan import Plan
 from MambaSegLib.progress import ProgressCallback
+from MambaSegLib.readout import Readout, readout_of
 from MambaSegLib.scan import resolve_backend
 from MambaSegLib.schema import to_json
 from MambaSegTraining.batches import Batch, PatchBatches, stream_batches
@@ -127,7 +128,7 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     patches = PatchBatches(job.run.store, fold.train, plan, job.recipe, job.seed, places=places)
     clock = Clock(job.max_minutes, job.recipe.iterations)
     checks, board = _validation_batches(job, plan, fold), _board(job, plan, state)
-    training = _Training(job, state, identity, patches, checks, clock, on_progress, board)
+    training = _Training(job, state, identity, patches, checks, readout_of(plan), clock, on_progress, board)
     while True:
         try:
             finished = _train_on(training)
@@ -146,7 +147,7 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
 def _board(job: FoldJob, plan: Plan, state: TrainingState) -> Board | None:
     if not (job.tensorboard and job.ranks.is_first):
         return None
-    return Board(job.run.fold(job.fold), [label.name for label in plan.labels], state.iteration + 1)
+    return Board(job.run.fold(job.fold), plan.structure_names, state.iteration + 1)
 
 
 def _open_folder(job: FoldJob, state: TrainingState, identity: str) -> None:
@@ -167,6 +168,7 @@ class _Training:
     identity: str
     patches: PatchBatches
     checks: list[Batch]
+    readout: Readout
     clock: Clock
     on_progress: ProgressCallback
     board: Board | None = None
@@ -182,7 +184,7 @@ def _train_on(training: _Training) -> bool:
     recipe, per_epoch = job.recipe, job.recipe.iterations_per_epoch
     numbers = range(state.iteration, recipe.iterations)
     for batch in clock.waiting_for(stream_batches(training.patches, numbers, job.workers)):
-        train_step(state, batch, job)
+        train_step(state, batch, job, training.readout)
         clock.step_done()
         training.on_progress(clock.progress(state.iteration))
         if state.iteration % per_epoch == 0:
@@ -200,10 +202,10 @@ def _train_on(training: _Training) -> bool:
 def _finish_epoch(training: _Training) -> None:
     """Check the network on patches, note it in the log, and keep its weights if they are the best so far."""
     job, state, clock = training.job, training.state, training.clock
-    record = _measure_epoch(state, job, training.checks, clock)
+    record = _measure_epoch(training)
     is_best = record.mean_patch_dice is not None and state.note_dice(record.mean_patch_dice)
     if job.ranks.is_first:
-        folder, labels = job.run.fold(job.fold), [label.name for label in job.run.read_plan().labels]
+        folder, labels = job.run.fold(job.fold), job.run.read_plan().structure_names
         TrainingLog(folder, labels, keep_epochs=record.epoch).add(record)
         _report(record, job.recipe.epochs, clock)
         if is_best:
@@ -217,15 +219,17 @@ def _finish_epoch(training: _Training) -> None:
 @torch.no_grad()
 def _draw(training: _Training, record: EpochRecord) -> None:
     """Picture of the predictions on the first patches of the check."""
-    job, state, batch = training.job, training.state, training.checks[0]
+    job, state, batch, readout = training.job, training.state, training.checks[0], training.readout
     state.evaluated_network.eval()
     amp = precision_after(job.recipe.amp, state.recoveries)
     logits = predict_patch(state.evaluated_network, batch.image.to(job.device), amp)
+    predicted = readout.classes(readout.probabilities(logits)).cpu().numpy()
+    labels = batch.labels if readout.ignored is None else batch.labels.masked_fill(batch.labels == readout.ignored, 0)
     dice = "" if record.mean_patch_dice is None else f", patch Dice {record.mean_patch_dice:.3f}"
     draw_predictions(
         job.run.fold(job.fold) / PICTURES / f"epoch_{record.epoch + 1:04d}.png",
         f"fold {job.fold}, epoch {record.epoch + 1} of {job.recipe.epochs}{dice}",
-        batch.image.numpy(), batch.labels.numpy(), logits.argmax(1).cpu().numpy(), job.run.read_plan(),
+        batch.image.numpy(), labels.numpy(), predicted, job.run.read_plan(),
     )  # fmt: skip
 
 
@@ -275,7 +279,7 @@ def _begin(job: FoldJob, plan: Plan) -> TrainingState:
     return TrainingState(network, job.recipe, job.device, job.ranks)
 
 
-def train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
+def train_step(state: TrainingState, batch: Batch, job: FoldJob, readout: Readout) -> None:
     """One step: forward and backward pass, optimizer, counters; of the job only recipe, device and ranks matter.
 
     Raises:
@@ -291,7 +295,7 @@ def train_step(state: TrainingState, batch: Batch, job: FoldJob) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, AUTOCAST[amp], enabled=amp != "off"):
         outputs = state.parallel(image)
-    loss = deep_supervision_loss(outputs, labels, recipe.batch_dice, job.ranks.total)
+    loss = deep_supervision_loss(outputs, labels, readout, recipe.batch_dice, job.ranks.total)
     if not math.isfinite(loss_value := job.ranks.mean(loss.item())):
         raise _diverged(state, job, image, f"The loss is {loss_value}")
     scaled: Tensor = state.scaler.scale(loss)
@@ -319,14 +323,15 @@ def _learning_rate(job: FoldJob, state: TrainingState, iteration: int) -> float:
     return learning_rate(job.recipe, iteration) * rate_factor(state.recoveries)
 
 
-def _measure_epoch(state: TrainingState, job: FoldJob, checks: list[Batch], clock: Clock) -> EpochRecord:
+def _measure_epoch(training: _Training) -> EpochRecord:
+    state, job, checks, readout = training.state, training.job, training.checks, training.readout
     recipe = job.recipe
     epoch, steps = state.iteration // recipe.iterations_per_epoch - 1, recipe.iterations_per_epoch
     is_due = (epoch + 1) % recipe.validation_every == 0 or epoch + 1 == recipe.epochs
     amp = precision_after(recipe.amp, state.recoveries)
     gather = job.ranks.gathered
-    dice = patch_dice(state.evaluated_network, checks, job.device, amp, gather) if is_due else ()
-    seconds, wait_share = clock.finish_epoch()
+    dice = patch_dice(state.evaluated_network, checks, readout, job.device, amp, gather) if is_due else ()
+    seconds, wait_share = training.clock.finish_epoch()
     defined = [value for value in dice if not math.isnan(value)]
     record = EpochRecord(
         epoch=epoch,

@@ -17,6 +17,7 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.networks import fit_patch, resolve_plan
 from MambaSegLib.plan import Channel, IntTriple, Label, NetworkPlan, Normalization, OptionValue, Plan, StagePlan, Triple
 from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint
+from MambaSegTraining.label_table import parse_labels
 from MambaSegTraining.planning import COLORS
 
 ORIENTATION = "SPL"
@@ -106,11 +107,12 @@ def read_nnunet_plan(
         settings = _configuration(plans, content, configuration)
         name, stages = _architecture(settings)
         channels = _channels(plans, content, settings, description)
-        labels = _labels(dataset_json, description)
+        table = parse_labels(description)
+        labels = tuple(Label(value, name, COLORS[(value - 1) % len(COLORS)]) for value, name in table.labels.items())
         built = NetworkPlan(
             name=network or NETWORKS[name],
             in_channels=len(channels),
-            out_channels=len(labels) + 1,
+            out_channels=len(table.regions) or len(labels) + 1,
             patch_size=_triple(settings["patch_size"]),
             stages=stages,
             options=dict(options or {}),
@@ -121,6 +123,8 @@ def read_nnunet_plan(
             channels=channels,
             labels=labels,
             network=fit_patch(resolve_plan(built)),
+            regions=table.regions,
+            ignore_value=table.ignore_value,
             mirror_axes=(0, 1, 2),
         )
         label = f"{content['plans_name']} {configuration}"
@@ -216,15 +220,6 @@ def _normalization(scheme: str, masked: bool, facts: Mapping[str, float]) -> Nor
 
 def _modality(channel: str) -> str:
     return "CT" if channel.upper() == "CT" else ""
-
-
-def _labels(path: Path, description: Mapping[str, Any]) -> tuple[Label, ...]:
-    entries = [(name, value) for name, value in description["labels"].items() if name != "ignore"]
-    if not all(isinstance(value, int) for _, value in entries):
-        msg = f"{path} describes regions; only labels with one value each can be imported."
-        raise InputError(msg)
-    named = {value: name for name, value in entries}
-    return tuple(Label(value, named[value], COLORS[(value - 1) % len(COLORS)]) for value in sorted(named) if value != 0)
 
 
 def _triple(values: Sequence[float]) -> IntTriple:

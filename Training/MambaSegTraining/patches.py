@@ -9,7 +9,7 @@ import numpy as np
 
 from MambaSegLib.plan import IntTriple
 from MambaSegLib.volume import Array
-from MambaSegTraining.store import StoredCase
+from MambaSegTraining.store import LABELLED, StoredCase
 
 ORDER, CUT = 1, 2
 """What a generator is for, so that no two uses share one: seeds that differ in trailing zeros only are equal."""
@@ -21,7 +21,7 @@ class Patch:
 
     Attributes:
         image: (C, Z, Y, X) float32; 0 outside the case.
-        labels: (Z, Y, X); 0 outside the case.
+        labels: (Z, Y, X) classes; 0 outside the case, as in nnU-Net.
     """
 
     image: Array
@@ -63,7 +63,8 @@ def cut_patch(
     Args:
         case: The case.
         size: Voxels of the patch; larger than the case is fine.
-        on_foreground: Center it on a voxel of a structure, each structure of the case equally likely.
+        on_foreground: Center it on a voxel of a structure, each structure of the case equally likely. Other patches of a
+            case in which not all is labelled are centered on any voxel that is, or few would hold one.
         generator: Source of the randomness.
         wider: Cut this size around the patch instead: what a rotation may turn into it.
     """
@@ -95,9 +96,11 @@ def cut(case: StoredCase, start: list[int], size: IntTriple) -> Patch:
 
 def _random_start(case: StoredCase, size: IntTriple, on_foreground: bool, generator: np.random.Generator) -> list[int]:
     lowest, highest = _start_range(case.labels.shape, size)
-    if not on_foreground or not case.points:
+    structures = [key for key in sorted(case.points) if key != LABELLED]
+    keys = structures if on_foreground and structures else [key for key in case.points if key == LABELLED]
+    if not keys:
         return [int(generator.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
-    points = case.points[sorted(case.points)[generator.integers(len(case.points))]]
+    points = case.points[keys[generator.integers(len(keys))]]
     center = points[generator.integers(len(points))]
     wanted = [int(voxel) - want // 2 for voxel, want in zip(center, size, strict=True)]
     return [min(max(start, low), high) for start, low, high in zip(wanted, lowest, highest, strict=True)]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.manifest_check import plan_problems
 from MambaSegLib.networks import fit_patch, resolve_plan
 from MambaSegLib.plan import (
     Channel,
@@ -45,19 +46,26 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         InputError: If a setting contradicts the data set or cannot be built.
     """
     axes = _axis_order(fingerprint.cases)
-    if settings.plan.named:
-        return _named(dataset, fingerprint, settings, axes)
+    make = _named if settings.plan.named else _planned
+    plan = make(dataset, fingerprint, settings, axes)
+    for path, text in plan_problems(plan):
+        msg = f"No model could be made of this: {path}: {text}. Correct the configuration or dataset.json."
+        raise InputError(msg)
+    return plan
+
+
+def _planned(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings, axes: tuple[int, int, int]) -> Plan:
+    """The plan by nnU-Net's rules."""
     spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
     shapes = np.array([_by_axis(case, case.cropped_shape, axes) for case in fingerprint.cases])
     spacing = settings.plan.spacing_mm or target_spacing(spacings, shapes)
-    median = median_shape(fingerprint, spacing)
-    patch, stages = plan_architecture(
-        spacing, median, len(dataset.labels) + 1, settings.network, settings.plan.patch_size
-    )
+    regions = settings.regions or dataset.regions
+    outputs, median = len(regions) or len(dataset.labels) + 1, median_shape(fingerprint, spacing)
+    patch, stages = plan_architecture(spacing, median, outputs, settings.network, settings.plan.patch_size)
     planned = NetworkPlan(
         name=settings.network.name,
         in_channels=len(dataset.channels),
-        out_channels=len(dataset.labels) + 1,
+        out_channels=outputs,
         patch_size=patch,
         stages=stages,
         options=settings.network.options,
@@ -72,6 +80,8 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
         channels=_channels(fingerprint, settings),
         labels=_labels(dataset, settings),
         network=network,
+        regions=regions,
+        ignore_value=dataset.ignore_value,
         crop_to_nonzero=settings.plan.crop_to_nonzero,
         mirror_axes=settings.plan.mirror_axes,
         fingerprint=_plan_fingerprint(fingerprint, axes),
@@ -96,10 +106,14 @@ def _named(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings
             f"{dataset.name} has {channels} and {len(labels)}."
         )
         raise InputError(msg)
+    regions = settings.regions or dataset.regions
     return replace(
         plan,
         orientation=_orientation(axes),
         labels=labels,
+        network=replace(plan.network, out_channels=len(regions) or len(labels) + 1),
+        regions=regions,
+        ignore_value=dataset.ignore_value,
         mirror_axes=about.mirror_axes,
         fingerprint=_plan_fingerprint(fingerprint, axes),
     )

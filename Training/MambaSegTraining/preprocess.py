@@ -13,6 +13,7 @@ from pathlib import Path
 from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Plan
 from MambaSegLib.preprocessing import preprocess_with_labels
+from MambaSegLib.readout import readout_of
 from MambaSegLib.schema import to_json
 from MambaSegLib.volume_io import read_channels, read_labels
 from MambaSegTraining.dataset import Case, read_dataset
@@ -61,7 +62,7 @@ def preprocess_case(plan: Plan, store: Path, case: Case) -> str:
     channels = {channel.name: path for channel, path in zip(plan.channels, case.images, strict=True)}
     volume, labels = read_channels(channels), read_labels(case.labels)
     preprocessed, classes = preprocess_with_labels(volume, labels, plan)
-    store_case(store, case.name, case_key(case, plan), preprocessed.array, classes)
+    store_case(store, case.name, case_key(case, plan), preprocessed.array, classes, readout_of(plan))
     return case.name
 
 
@@ -70,7 +71,9 @@ def case_key(case: Case, plan: Plan) -> str:
     stated = to_json(plan)
     relevant = {name: stated[name] for name in ("orientation", "spacing_mm", "channels", "crop_to_nonzero")}
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*case.images, case.labels)]
-    values = [label.value for label in plan.labels]
+    values: list[object] = [label.value for label in plan.labels]
+    if plan.regions or plan.ignore_value is not None:
+        values += [stated["regions"], plan.ignore_value]
     text = json.dumps([STORE_VERSION, relevant, values, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

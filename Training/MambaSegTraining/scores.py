@@ -46,9 +46,9 @@ class Group:
 
 
 def structures(run: RunFolder) -> tuple[Structure, ...]:
-    """What is measured: every label of the plan, with the tolerance the settings give it."""
-    validation = run.read_settings().validation
-    return structures_of(run.read_plan().labels, validation.tolerances_mm, validation.tolerance_mm)
+    """What is measured: every region or label of the plan, with the tolerance the settings give it."""
+    validation, plan = run.read_settings().validation, run.read_plan()
+    return structures_of(plan.labels, validation.tolerances_mm, validation.tolerance_mm, plan.regions)
 
 
 def read_scores(run: RunFolder) -> tuple[FoldScores, ...]:
@@ -70,13 +70,16 @@ def summarize_groups(folds: Sequence[FoldScores], labels: Sequence[str], splits:
     return tuple(Group(name, summarize_scores(scores, labels, splits.subjects)) for name, scores in named)
 
 
-def protocol(splits: Splits, folds: Sequence[FoldScores], largest_only: Sequence[str] = ()) -> str:
-    """Say in a line which cases the numbers are about, and which structures keep only their largest component."""
+def protocol(
+    splits: Splits, folds: Sequence[FoldScores], largest_only: Sequence[str] = (), ignore_value: int | None = None
+) -> str:
+    """Say in a line which cases the numbers are about, which structures keep only their largest component, what is left out."""
     total, done = len(splits.folds), [str(fold.fold) for fold in folds]
     which = "" if len(done) == total else f", fold {', '.join(done)} only"
     how = "; predicted with mirroring" if any(fold.mirroring for fold in folds) else ""
     if largest_only:
         how += f"; only the largest component of {', '.join(largest_only)}, decided on the same cases"
+    how += "" if ignore_value is None else "; voxels labelled ignore, and surface that touches them, left out"
     return (
         f"out of fold, {total}-fold cross-validation grouped by {splits.grouped_by}{which}; folds: {splits.source}{how}"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.plan import IntTriple, Label, OptionValue, Triple
+from MambaSegLib.plan import IntTriple, Label, OptionValue, Region, Triple
 from MambaSegLib.schema import from_json
 from MambaSegTraining.recipe import Recipe
 
@@ -133,6 +133,8 @@ class Settings:
         dataset: About the data set.
         labels: Names, colors and codes of the structures, by value; structures not listed get the name of
             dataset.json and a color of a fixed table.
+        regions: What the network is to find instead of the labels, surrounding regions first: name, labels, and the value
+            a region's voxels become; () takes those of dataset.json, if it has any.
         plan: Replacements in the plan.
         network: The network.
         recipe: How a fold is trained.
@@ -143,6 +145,7 @@ class Settings:
     name: str = "default"
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
     labels: tuple[Label, ...] = ()
+    regions: tuple[Region, ...] = ()
     plan: PlanSettings = field(default_factory=PlanSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     recipe: Recipe = field(default_factory=Recipe)

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from MambaSegLib.atomic import new_file
+from MambaSegLib.readout import Readout
 from MambaSegLib.volume import Array
 from MambaSegTraining.files import read_json, write_json
 
-POINTS_PER_LABEL = 10_000
+POINTS_PER_STRUCTURE = 10_000
+LABELLED = 0
+"""Key of points among all voxels that somebody labelled, background included."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class StoredCaseRecord:
         name: Name of the case.
         key: Hash of everything the arrays depend on: plan, source files, versions.
         shape: Voxels along (Z, Y, X).
-        labels: Values of the structures that occur in it.
+        labels: Keys of its points, see `StoredCase`.
     """
 
     name: str
@@ -38,8 +41,9 @@ class StoredCase:
     Attributes:
         name: Name of the case.
         image: (C, Z, Y, X) float32, normalized.
-        labels: (Z, Y, X) uint8 or uint16.
-        points: Per structure that occurs: voxels (N, 3) of it, a sample where there are many.
+        labels: (Z, Y, X) uint8 or uint16; classes, see `MambaSegLib.readout`.
+        points: Per structure that occurs, counted from 1: voxels (N, 3) of it, a sample where there are many. Structures
+            are labels, or regions, which may share voxels. Under `LABELLED`, where some voxels are not, such that are.
     """
 
     name: str
@@ -54,7 +58,7 @@ def is_stored(folder: Path, name: str, key: str | None = None) -> bool:
     return record.is_file() and key in (None, read_json(StoredCaseRecord, record).key)
 
 
-def store_case(folder: Path, name: str, key: str, image: Array, labels: Array) -> None:
+def store_case(folder: Path, name: str, key: str, image: Array, labels: Array, readout: Readout) -> None:
     """Write one case.
 
     Args:
@@ -62,10 +66,11 @@ def store_case(folder: Path, name: str, key: str, image: Array, labels: Array) -
         name: Name of the case.
         key: See `StoredCaseRecord`.
         image: (C, Z, Y, X).
-        labels: (Z, Y, X), whole numbers.
+        labels: (Z, Y, X), classes.
+        readout: Says which classes make up the structures, and which is not labelled.
     """
     _record_path(folder, name).unlink(missing_ok=True)
-    points = sample_points(labels)
+    points = sample_points(labels, readout)
     compact = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
     _write_array(_image_path(folder, name), np.ascontiguousarray(image, dtype=np.float32))
     _write_array(_labels_path(folder, name), compact)
@@ -88,14 +93,25 @@ def open_case(folder: Path, name: str) -> StoredCase:
     return StoredCase(name, image, np.load(_labels_path(folder, name), mmap_mode="r"), points)
 
 
-def sample_points(labels: Array) -> dict[int, Array]:
-    """Up to `POINTS_PER_LABEL` voxels (N, 3) of each structure, spread evenly over its voxels."""
+def sample_points(labels: Array, readout: Readout) -> dict[int, Array]:
+    """Up to `POINTS_PER_STRUCTURE` voxels (N, 3) of each structure that occurs, see `StoredCase`, spread evenly over it.
+
+    Source:
+        nnU-Net v2, `DefaultPreprocessor`: points per label or region, and, with an ignore label, of all other voxels.
+    """
     points = {}
-    for value in np.unique(labels[labels > 0]):
-        voxels = np.flatnonzero(labels == value)
-        chosen = voxels[np.linspace(0, len(voxels) - 1, min(len(voxels), POINTS_PER_LABEL)).round().astype(int)]
-        points[int(value)] = np.column_stack(np.unravel_index(chosen, labels.shape))
+    for key, members in enumerate(readout.structures, start=1):
+        voxels = np.flatnonzero(labels == members[0] if len(members) == 1 else np.isin(labels, members))
+        if voxels.size:
+            points[key] = _spread(voxels, labels.shape)
+    if readout.ignored is not None and (voxels := np.flatnonzero(labels != readout.ignored)).size:
+        points[LABELLED] = _spread(voxels, labels.shape)
     return points
+
+
+def _spread(voxels: Array, shape: tuple[int, ...]) -> Array:
+    chosen = voxels[np.linspace(0, len(voxels) - 1, min(len(voxels), POINTS_PER_STRUCTURE)).round().astype(int)]
+    return np.column_stack(np.unravel_index(chosen, shape))
 
 
 def _write_array(path: Path, array: Array) -> None:

@@ -106,9 +106,11 @@ def validate_fold(
 
 
 def _measure(predictor: Predictor, case: Case, run: RunFolder, fold: int) -> tuple[LabelScore, ...]:
-    predicted = predict_case(predictor, case, run.read_plan())
+    plan = run.read_plan()
+    predicted = predict_case(predictor, case, plan)
     predicted.write(prediction_file(run, fold, case.name))
-    return tuple(score_case(predicted, read_labels(case.labels), case.name, fold, structures(run)))
+    reference = read_labels(case.labels)
+    return tuple(score_case(predicted, reference, case.name, fold, structures(run), plan.ignore_value))
 
 
 def _finished(folder: Path, identity: str) -> FoldScores | None:
@@ -152,9 +154,10 @@ def summarize(run: RunFolder) -> str:
     selection = select_components(run)
     folder = run.path / "validation"
     folder.mkdir(parents=True, exist_ok=True)
-    labels = [label.name for label in run.read_plan().labels]
+    plan = run.read_plan()
+    labels = plan.structure_names
     groups = summarize_groups(folds, labels, splits)
-    about = protocol(splits, folds, selection.names)
+    about = protocol(splits, folds, selection.names, plan.ignore_value)
     text = markdown_table(groups, labels, about)
     text += component_lines(selection.choices)
     write_text(folder / "summary.md", text)

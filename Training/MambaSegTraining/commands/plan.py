@@ -12,6 +12,7 @@ from MambaSegTraining.files import write_json
 from MambaSegTraining.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from MambaSegLib.plan import Plan
     from MambaSegTraining.leakage import LeakageRecord
 
 
@@ -70,9 +71,17 @@ def _describe(run: RunFolder, cases: int, leakage: LeakageRecord, memory: str) -
         f"{cases} cases; {len(splits.folds)} folds grouped by {splits.grouped_by} ({splits.source}){held_out}",
         splits.note,
         leakage.describe(),
+        _describe_regions(plan),
         f"network {plan.network.name}, features {stages}",
         f"patch {plan.patch_size}, spacing {spacing} mm, orientation {plan.orientation}",
         memory,
         f"written to {run.path}",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _describe_regions(plan: Plan) -> str:
+    values = [f"{region.name} ({'+'.join(map(str, region.labels))})" for region in plan.regions]
+    parts = [f"regions {', '.join(values)}"] if values else []
+    parts += [] if plan.ignore_value is None else [f"voxels of value {plan.ignore_value} are ignored"]
+    return "; ".join(parts)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.plan import Region
 from MambaSegTraining.converters.nifti_frames import count_frames
 from MambaSegTraining.converters.raw_layout import RawCase, RawDataset, Source
 
@@ -20,7 +21,12 @@ CITATION = (
 )
 BRAIN_CHANNELS = ("FLAIR", "T1w", "T1gd", "T2w")
 BRAIN_LABELS = {1: "edema", 2: "non-enhancing tumor", 3: "enhancing tumor"}
-BRAIN_REGIONS = {"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)}
+BRAIN_REGIONS = (
+    Region("whole tumor", (1, 2, 3), 1),
+    Region("tumor core", (2, 3), 2),
+    Region("enhancing tumor", (3,), 3),
+)
+"""What the BraTS challenges score as WT, TC and ET."""
 
 
 def find_cases(folder: Path) -> RawDataset:
@@ -48,7 +54,7 @@ def find_cases(folder: Path) -> RawDataset:
 
 
 def find_brain_tumour_cases(folder: Path) -> RawDataset:
-    """Task01_BrainTumour with the names of its channels and labels, and the regions it is scored on.
+    """Task01_BrainTumour with the names of its channels and labels, and the regions the BraTS challenges score.
 
     Raises:
         InputError: If it is another task.

@@ -9,14 +9,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from MambaSegLib.atomic import new_folder
 from MambaSegLib.errors import EnvironmentProblemError, InputError
+from MambaSegLib.plan import Region
 from MambaSegTraining.converters.nifti_frames import write_frame
 from MambaSegTraining.converters.straight_headers import straighten
 from MambaSegTraining.files import read_json, write_json, write_text
+from MambaSegTraining.label_table import BACKGROUND
 
 ENDING = ".nii.gz"
 RECORD_FILE = "conversion.json"
@@ -70,7 +72,8 @@ class RawDataset:
         labels: Name of each value but 0.
         cases: All cases.
         source: Its origin.
-        regions: Values per region that is scored as a whole, where a challenge has such.
+        regions: Regions that `learn_regions` trains on instead of the labels, where a data set has such.
+        learn_regions: Describe the regions in dataset.json, so that a network has one output for each.
         repair_headers: Whether files whose axes are a little off the perpendicular are written anew with straight ones.
     """
 
@@ -79,7 +82,8 @@ class RawDataset:
     labels: Mapping[int, str]
     cases: tuple[RawCase, ...]
     source: Source
-    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
+    learn_regions: bool = False
     repair_headers: bool = False
 
 
@@ -154,7 +158,8 @@ def _source_sha256(dataset: RawDataset) -> str:
          case.labels.stat().st_size if case.labels else None]
         for case in dataset.cases
     ]  # fmt: skip
-    text = json.dumps([VERSION, dataset.name, dataset.channels, sorted(dataset.labels.items()), rows])
+    parts = [VERSION, dataset.name, dataset.channels, sorted(dataset.labels.items()), rows]
+    text = json.dumps([*parts, "regions"] if dataset.learn_regions else parts)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -166,7 +171,7 @@ def _earlier_conversion(output: Path, identity: str) -> Conversion | None:
         raise InputError(msg)
     earlier = read_json(Conversion, output / RECORD_FILE)
     if earlier.source_sha256 != identity:
-        msg = f"{output} was converted from other files ({earlier.dataset}); remove it or choose another folder."
+        msg = f"{output} was converted from other files or in another way ({earlier.dataset}); remove it or choose another folder."
         raise InputError(msg)
     return Conversion(**{**earlier.__dict__, "was_there": True})
 
@@ -209,16 +214,24 @@ def _write_descriptions(dataset: RawDataset, trained: Sequence[RawCase], record:
         "reference": f"{dataset.source.url}; {dataset.source.citation}",
         "licence": dataset.source.terms,
         "channel_names": {str(index): name for index, name in enumerate(dataset.channels)},
-        "labels": {"background": 0, **{name: value for value, name in sorted(dataset.labels.items())}},
+        **_label_description(dataset),
         "numTraining": len(trained),
         "file_ending": ENDING,
     }
-    if dataset.regions:
-        description["regions"] = {name: list(values) for name, values in dataset.regions.items()}
     write_text(folder / "dataset.json", json.dumps(description, indent=1) + "\n")
     write_text(folder / "subjects.csv", _subjects_csv(dataset.cases))
     write_text(folder / "ATTRIBUTION.md", _attribution(dataset, record))
     write_json(folder / RECORD_FILE, record)
+
+
+def _label_description(dataset: RawDataset) -> dict[str, object]:
+    if not dataset.learn_regions:
+        return {"labels": {BACKGROUND: 0, **{name: value for value, name in sorted(dataset.labels.items())}}}
+    return {
+        "labels": {BACKGROUND: 0, **{region.name: list(region.labels) for region in dataset.regions}},
+        "regions_class_order": [region.value for region in dataset.regions],
+        "label_names": {str(value): name for value, name in sorted(dataset.labels.items())},
+    }
 
 
 def _subjects_csv(cases: Sequence[RawCase]) -> str:

@@ -14,6 +14,7 @@ import torch
 from MambaSegLib.networks import create_network, set_recompute, set_scan_backend
 from MambaSegLib.networks.contract import SegmentationNetwork
 from MambaSegLib.plan import NetworkPlan, StagePlan
+from MambaSegLib.readout import exclusive_classes
 from MambaSegLib.scan import resolve_backend
 from MambaSegLib.sliding_window import Ensemble
 from MambaSegTraining.batches import Batch
@@ -69,7 +70,7 @@ def measure_training(job: MeasureJob) -> Sample:
     labels = torch.randint(plan.out_channels, (shape[0], *shape[2:]), generator=generator)
     batch = Batch(torch.randn(shape, generator=generator), labels)
     fold = FoldJob(RunFolder(Path()), 0, job.recipe, job.device, job.scan)
-    seconds = _median_seconds(lambda: train_step(state, batch, fold), job)
+    seconds = _median_seconds(lambda: train_step(state, batch, fold, exclusive_classes(plan.out_channels)), job)
     return _sample(job, seconds, peak, needs_gradient=True)
 
 
@@ -80,7 +81,7 @@ def measure_prediction(job: MeasureJob) -> Sample:
     network = _network(job).eval().requires_grad_(False).to(job.device)
     network.deep_supervision = False
     plan = job.network
-    ensemble = Ensemble((network,), plan.out_channels, plan.patch_size)
+    ensemble = Ensemble((network,), exclusive_classes(plan.out_channels), plan.patch_size)
     tile = torch.randn((1, plan.in_channels, *plan.patch_size), generator=torch.Generator().manual_seed(0))
     tile = tile.to(job.device)
     seconds = _median_seconds(lambda: ensemble.tile_probabilities(tile, with_entropy=False), job)

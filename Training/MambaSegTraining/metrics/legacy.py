@@ -12,7 +12,7 @@ import numpy as np
 
 from MambaSegLib.volume import Array, Labels
 from MambaSegTraining.metrics.overlap import check_masks, dice
-from MambaSegTraining.metrics.scores import Structure, check_one_grid, mask_of, structures_of
+from MambaSegTraining.metrics.scores import Structure, check_one_grid, mask_of, structures_of, unlabelled
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,18 @@ class LegacyScore:
 
 
 def score_case_legacy(
-    prediction: Labels, reference: Labels, case: str, fold: int, structures: Sequence[Structure] = ()
+    prediction: Labels,
+    reference: Labels,
+    case: str,
+    fold: int,
+    structures: Sequence[Structure] = (),
+    ignore_value: int | None = None,
 ) -> tuple[LegacyScore, ...]:
     """Compare two label maps as the paper's scripts do; arguments as for `score_case`."""
     check_one_grid(prediction, reference, case)
-    scores = []
+    scores, unknown = [], unlabelled(reference, ignore_value)
     for structure in structures or structures_of(reference.table):
-        found, true = mask_of(prediction, structure), mask_of(reference, structure)
+        found, true = mask_of(prediction, structure, unknown), mask_of(reference, structure)
         overlap = 1.0 if not (found.any() or true.any()) else dice(found, true)
         scores.append(LegacyScore(case, fold, structure.name, overlap, legacy_hd95_voxels(found, true)))
     return tuple(scores)

@@ -11,10 +11,10 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Geometry
-from MambaSegLib.plan import IntTriple, Label
+from MambaSegLib.plan import IntTriple, Label, Region
 from MambaSegLib.volume import Array, Labels
 from MambaSegTraining.metrics.overlap import dice
-from MambaSegTraining.metrics.surface import bounding_box, surface_distances
+from MambaSegTraining.metrics.surface import surface_distances
 
 DEFAULT_TOLERANCE_MM = 2.0
 """Tolerance of the NSD where none is given; better state one per structure, from how far two readers differ."""
@@ -89,31 +89,44 @@ class LabelScore:
 
 
 def structures_of(
-    table: Sequence[Label], tolerances_mm: Mapping[str, float] | None = None, default_mm: float = DEFAULT_TOLERANCE_MM
+    table: Sequence[Label],
+    tolerances_mm: Mapping[str, float] | None = None,
+    default_mm: float = DEFAULT_TOLERANCE_MM,
+    regions: Sequence[Region] = (),
 ) -> tuple[Structure, ...]:
-    """One structure per label.
+    """One structure per region, or per label where there are no regions.
 
     Args:
         table: The labels.
-        tolerances_mm: NSD tolerance by label name.
-        default_mm: For labels not named there.
+        tolerances_mm: NSD tolerance by the structure's name.
+        default_mm: For structures not named there.
+        regions: What was learned instead of the labels; each has the color of the label it becomes.
 
     Raises:
-        InputError: If a tolerance is given for a label that is not in the table.
+        InputError: If a tolerance is given for a structure that is not there.
     """
     given = dict(tolerances_mm or {})
-    unknown = sorted(set(given) - {label.name for label in table})
+    names = [structure.name for structure in regions or table]
+    unknown = sorted(set(given) - set(names))
     if unknown:
-        listed = ", ".join(label.name for label in table)
-        msg = f"there is no structure {unknown[0]!r} to give a tolerance; the structures are {listed}"
+        msg = f"there is no structure {unknown[0]!r} to give a tolerance; the structures are {', '.join(names)}"
         raise InputError(msg)
+    colors = {label.value: label.color for label in table}
+    members = [(region.labels, colors[region.value]) for region in regions]
+    members = members or [((label.value,), label.color) for label in table]
     return tuple(
-        Structure(label.name, (label.value,), given.get(label.name, default_mm), label.color) for label in table
+        Structure(name, values, given.get(name, default_mm), color)
+        for name, (values, color) in zip(names, members, strict=True)
     )
 
 
 def score_case(
-    prediction: Labels, reference: Labels, case: str, fold: int, structures: Sequence[Structure] = ()
+    prediction: Labels,
+    reference: Labels,
+    case: str,
+    fold: int,
+    structures: Sequence[Structure] = (),
+    ignore_value: int | None = None,
 ) -> tuple[LabelScore, ...]:
     """Measure a prediction against its reference.
 
@@ -123,13 +136,25 @@ def score_case(
         case: Its name.
         fold: The fold that predicted it.
         structures: What to measure; () takes the labels of the reference's table with the default tolerance.
+        ignore_value: Value of reference voxels that nobody labelled. They are in neither mask, and pieces of surface that
+            touch one are left out; without any other piece the surface distances are not defined.
 
     Raises:
         InputError: If the grids differ, in shape or in place.
     """
     check_one_grid(prediction, reference, case)
+    unknown = unlabelled(reference, ignore_value)
+    geometry = reference.geometry
     return tuple(
-        _score(mask_of(prediction, structure), mask_of(reference, structure), reference.geometry, structure, case, fold)
+        _score(
+            mask_of(prediction, structure, unknown),
+            mask_of(reference, structure),
+            unknown,
+            geometry,
+            structure,
+            case,
+            fold,
+        )
         for structure in structures or structures_of(reference.table)
     )
 
@@ -142,11 +167,19 @@ def check_one_grid(prediction: Labels, reference: Labels, case: str) -> None:
         raise InputError(msg)
 
 
-def mask_of(labels: Labels, structure: Structure) -> Array:
-    """Boolean mask of a structure."""
+def unlabelled(reference: Labels, ignore_value: int | None) -> Array | None:
+    """Boolean mask of the voxels that nobody labelled; None if there are none."""
+    unknown = None if ignore_value is None else np.asarray(reference.array == ignore_value)
+    return unknown if unknown is not None and unknown.any() else None
+
+
+def mask_of(labels: Labels, structure: Structure, unknown: Array | None = None) -> Array:
+    """Boolean mask of a structure, without voxels that nobody labelled."""
     if len(structure.values) == 1:
-        return np.asarray(labels.array == structure.values[0])
-    return np.isin(labels.array, structure.values)
+        mask = np.asarray(labels.array == structure.values[0])
+    else:
+        mask = np.isin(labels.array, structure.values)
+    return mask if unknown is None else mask & ~unknown
 
 
 def image_diagonal_mm(geometry: Geometry) -> float:
@@ -154,7 +187,9 @@ def image_diagonal_mm(geometry: Geometry) -> float:
     return math.hypot(*geometry.extent_mm)
 
 
-def _score(found: Array, true: Array, geometry: Geometry, structure: Structure, case: str, fold: int) -> LabelScore:
+def _score(
+    found: Array, true: Array, unknown: Array | None, geometry: Geometry, structure: Structure, case: str, fold: int
+) -> LabelScore:
     empty = _which_is_empty(found, true)
     overlap: float | None
     nsd: float | None
@@ -163,10 +198,10 @@ def _score(found: Array, true: Array, geometry: Geometry, structure: Structure, 
     if empty == "both":
         overlap = nsd = hd95 = assd = None
     elif empty == "none":
-        box = bounding_box(found | true)
-        distances = surface_distances(found[box], true[box], geometry.spacing_mm)
-        overlap, nsd = dice(found[box], true[box]), distances.surface_dice(structure.tolerance_mm)
-        hd95, assd = distances.hausdorff_mm(95), distances.average_mm()
+        overlap = dice(found, true)
+        distances = surface_distances(found, true, geometry.spacing_mm, unknown)
+        nsd = distances.surface_dice(structure.tolerance_mm) if distances else None
+        hd95, assd = (distances.hausdorff_mm(95), distances.average_mm()) if distances else (None, None)
     else:
         overlap = nsd = 0.0
         hd95 = assd = image_diagonal_mm(geometry)

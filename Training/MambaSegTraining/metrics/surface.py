@@ -58,13 +58,20 @@ class SurfaceDistances:
         return float(total / (self.prediction_mm2.sum() + self.reference_mm2.sum()))
 
 
-def surface_distances(prediction: Array, reference: Array, spacing_mm: Triple) -> SurfaceDistances:
+def surface_distances(
+    prediction: Array, reference: Array, spacing_mm: Triple, unknown: Array | None = None
+) -> SurfaceDistances | None:
     """Measure how far two surfaces are apart.
 
     Args:
         prediction: Boolean mask, (Z, Y, X), not empty.
         reference: Boolean mask on the same grid, not empty.
         spacing_mm: Voxel size per array axis (Z, Y, X); SimpleITK's order is the reverse.
+        unknown: Boolean mask of voxels whose label nobody knows, in neither mask: whether there is surface beside them
+            is not known either, so pieces that touch one are left out of both surfaces.
+
+    Returns:
+        The distances; None if `unknown` leaves nothing of a surface.
 
     Raises:
         InputError: If a mask is empty, they differ in shape, or the spacing is not three positive numbers.
@@ -77,7 +84,13 @@ def surface_distances(prediction: Array, reference: Array, spacing_mm: Triple) -
         msg = "an empty mask has no surface; `score_case` says what such a case counts"
         raise InputError(msg)
     box = bounding_box(prediction | reference)
-    predicted, true = surface_of(prediction[box], spacing_mm), surface_of(reference[box], spacing_mm)
+    if unknown is not None:  # a piece of surface touches voxels beyond the box
+        box = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        unknown = unknown[box]
+    predicted = surface_of(prediction[box], spacing_mm, unknown)
+    true = surface_of(reference[box], spacing_mm, unknown)
+    if not (len(predicted.kinds) and len(true.kinds)):
+        return None
     to_reference = distances_to_surface(predicted.centers, true)
     to_prediction = distances_to_surface(true.centers, predicted)
     areas_p, areas_r = predicted.areas_mm2, true.areas_mm2

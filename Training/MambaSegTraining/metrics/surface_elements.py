@@ -59,19 +59,23 @@ class Surface:
         return areas
 
 
-def surface_of(mask: Array, spacing_mm: Triple) -> Surface:
+def surface_of(mask: Array, spacing_mm: Triple, unknown: Array | None = None) -> Surface:
     """Marching-cubes surface between the voxels of a mask and the others; outside of the array is background.
 
     Args:
         mask: Boolean mask, (Z, Y, X).
         spacing_mm: Voxel size per array axis.
+        unknown: Boolean mask; cells with such a voxel at a corner are left out.
 
     Source:
         Lorensen and Cline 1987; the neighbor code as an index of areas as in Nikolov et al., arXiv:1809.04430.
     """
     shapes = cell_shapes(spacing_mm)
     codes = _neighbor_codes(mask)
-    cells = np.argwhere((codes != 0) & (codes != 255))
+    crossed = (codes != 0) & (codes != 255)
+    if unknown is not None:
+        crossed &= _neighbor_codes(unknown) == 0
+    cells = np.argwhere(crossed)
     kinds = shapes.shapes_of_code[codes[tuple(cells.T)]]
     cell, column = np.nonzero(kinds >= 0)
     kinds = kinds[cell, column]

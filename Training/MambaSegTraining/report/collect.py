@@ -70,7 +70,7 @@ def model_run(run: RunFolder, name: str = "", *, legacy: bool = False) -> ModelR
     return ModelRun(
         name=name or network,
         dataset=settings.dataset.name or "unnamed data set",
-        protocol=protocol(splits, folds, selection.names),
+        protocol=protocol(splits, folds, selection.names, plan.ignore_value),
         structures=structures(run),
         scores=pooled(folds),
         subjects=splits.subjects,
@@ -93,19 +93,19 @@ def load_case(run: RunFolder, case: str) -> CaseImages:
     """Read image, reference and out-of-fold prediction of a case."""
     found = next(item for item in dataset_of(run).cases if item.name == case)
     fold = next(number for number, fold in enumerate(run.read_splits().folds) if case in fold.val)
-    prediction = final_prediction(run, fold, case)
-    return CaseImages(read_channels(found.images), read_labels(found.labels), prediction)
+    prediction, ignored = final_prediction(run, fold, case), run.read_plan().ignore_value
+    return CaseImages(read_channels(found.images), read_labels(found.labels), prediction, ignored)
 
 
 def legacy_scores(run: RunFolder) -> tuple[LegacyScore, ...]:
     """Every validated case by the convention of the 2025 paper's scripts, from the label maps the run's bundle gives."""
     references = {case.name: case.labels for case in dataset_of(run).cases}
-    measured = structures(run)
+    measured, ignored = structures(run), run.read_plan().ignore_value
     scores: list[LegacyScore] = []
     for fold in final_scores(run):
         for name in dict.fromkeys(score.case for score in fold.scores):
             prediction, reference = final_prediction(run, fold.fold, name), read_labels(references[name])
-            scores += score_case_legacy(prediction, reference, name, fold.fold, measured)
+            scores += score_case_legacy(prediction, reference, name, fold.fold, measured, ignored)
     return tuple(scores)
 
 

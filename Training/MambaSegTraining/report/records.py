@@ -42,11 +42,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class CaseImages:
-    """The images of one case, all on one grid: `volume`, the `reference` and the `prediction`."""
+    """The images of one case, all on one grid.
+
+    Attributes:
+        volume: The image.
+        reference: Its label map.
+        prediction: The predicted one.
+        ignore_value: Value of `reference` where nobody labelled; None where there is no such.
+    """
 
     volume: Volume
     reference: Labels
     prediction: Labels
+    ignore_value: int | None = None
 
 
 @dataclass(frozen=True)

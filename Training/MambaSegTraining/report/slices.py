@@ -55,7 +55,10 @@ def draw_case(images: CaseImages, structures: Sequence[Structure]) -> SlicePictu
     values = [value for structure in structures for value in structure.values]
     shown = [np.where(np.isin(labels, values), labels, 0) for labels in (reference, prediction)]
     others = tuple(k for k in range(3) if k != axis)
-    wrong = (shown[0] != shown[1]).sum(axis=others)
+    differs = shown[0] != shown[1]
+    if images.ignore_value is not None:
+        differs &= reference != images.ignore_value
+    wrong = differs.sum(axis=others)
     index = int(np.argmax(wrong if wrong.any() else (shown[0] > 0).sum(axis=others)))
     step_mm = (spacing_mm[others[0]], spacing_mm[others[1]])
     planes = [np.take(array, index, axis=axis) for array in (volume, *shown)]
