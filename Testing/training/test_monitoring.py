@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from MambaSegTraining.__main__ import _step_bar, main
+from MambaSegTraining.__main__ import main
 from MambaSegTraining.board import FOLDER, Board
+from MambaSegTraining.commands.bars import step_bar
 from MambaSegTraining.fold_training import FoldJob, train_fold
 from MambaSegTraining.pictures import draw_predictions, fullest_slice, overlay
 from MambaSegTraining.run_folder import RunFolder
@@ -102,7 +103,7 @@ def test_the_bar_of_a_continued_training_does_not_count_what_was_done_before(mon
             bars.append(self)
 
     monkeypatch.setattr(tqdm, "tqdm", Watched)
-    with _step_bar("Fold 0", 1000, shown=True) as note:
+    with step_bar("Fold 0", 1000, shown=True) as note:
         note(Progress("Training", 901, 1000))
         note(Progress("Training", 902, 1000))
         assert (bars[0].initial, bars[0].n) == (900, 902)

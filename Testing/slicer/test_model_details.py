@@ -1,0 +1,23 @@
+"""What the window says about a model of regions that overlap."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from MambaSegmentationLib.model_details import matches, modelHtml
+
+from MambaSegLib.bundle import load_bundle
+from MambaSegLib.model_zoo import ListedModel
+from MambaSegLib.plan import Region
+
+
+def test_a_model_of_regions_names_them_and_is_found_by_them(modelPath: Path) -> None:
+    manifest = load_bundle(modelPath).manifest
+    plain = ListedModel(manifest.name, "installed", modelPath, manifest, "")
+    regions = (Region("Hippocampus <whole>", (1, 2), 1), Region("Posterior", (2,), 2))
+    model = replace(plain, manifest=replace(manifest, plan=replace(manifest.plan, regions=regions)))
+    assert "Regions" not in modelHtml(plain)
+    assert "Hippocampus &lt;whole&gt; = Anterior + Posterior" in modelHtml(model)
+    assert matches(model, "whole hippocampus")
+    assert not matches(plain, "whole")
