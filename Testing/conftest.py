@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 
 from MambaSegLib.volume import Geometry, Volume
+
+# Without a GPU, Triton's kernels run in its interpreter. It wants to know before anything imports Triton.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A busy computer is no defect of the code: examples have no time limit.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -1,0 +1,50 @@
+"""Does a GPU backend compute the right thing on this device? Asked once, with a tiny scan, before anyone relies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from MambaSegLib.scan.order import ScanOrder
+
+PROBE_TOLERANCE = 1e-4
+"""A right kernel in float32 differs from the specification by about 1e-6."""
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+Convolution = Callable[..., Tensor]
+
+
+def probe_failure(scan: Scan, convolution: Convolution, device: str, with_gradient: bool = False) -> str | None:
+    """Compare a tiny convolution and scan with the specification; what is wrong, or None.
+
+    A build for another GPU, a missing compiler or a broken driver show only when something runs.
+    """
+    from MambaSegLib.scan import pytorch_backend
+
+    specification = (pytorch_backend.selective_scan_sequential, pytorch_backend.causal_conv1d)
+    try:
+        found, wanted = (_results(*each, device, with_gradient) for each in ((scan, convolution), specification))
+        difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+    except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
+        return f"a tiny scan failed on {device} ({type(error).__name__}: {error})"
+    return None if difference < PROBE_TOLERANCE else f"a tiny scan on {device} is off by {difference:.2g}"
+
+
+def _results(scan: Scan, convolution: Convolution, device: str, with_gradient: bool) -> list[Tensor]:
+    """Outputs, and on request the gradients of the rows and the taps."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, 9), (1, 4, 9), (1, 2, 9), (1, 2, 9), (4, 4))
+    tensors = [torch.randn(*shape, generator=generator).to(device).requires_grad_(with_gradient) for shape in shapes]
+    x, delta, B, C, taps = tensors
+    decays: Any = -torch.ones(4, 2, device=device)
+    walk = ((1, 1, 9), ScanOrder())
+    with torch.set_grad_enabled(with_gradient):
+        u = convolution(x, taps, None, "silu", *walk)
+        output, _ = scan(u, delta, decays, B, C, None, None, None, True, *walk)
+    if not with_gradient:
+        return [u, output]
+    output.sum().backward()
+    return [u.detach(), output.detach(), *(t.grad for t in tensors if t.grad is not None)]

@@ -1,0 +1,318 @@
+"""The scan's gradients, in the forward kernels' pattern: chunks alone, the carry between them from the end, the gradients.
+
+With dy the gradient of y (`dout` through the gate) and a_t = 2**(delta2_t A), the gradient of the states runs backward::
+
+    dh_t = C_t dy_t + a_{t+1} dh_{t+1}
+
+`chunk_leaving` finds a_t dh_t at each chunk's first position if nothing comes in at its end, `triton_forward.carry` joins
+the chunks, and `chunk_gradients` needs one more pass. That pass meets the states in reverse, so it first keeps every
+KEPT-th of a chunk in memory and then computes KEPT at a time into registers. Nothing is added with atomics: sums over
+channels and tokens come out as parts, added afterward in a fixed order, so equal inputs give equal gradients to the bit.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from MambaSegLib.scan.triton_steps import (
+    LN_2,
+    PATH_NUMBERS,
+    group_base,
+    kernel,
+    load_row,
+    next_place,
+    place,
+    previous_place,
+    read_path,
+    sigmoid,
+    store_row,
+    time_step,
+    until,
+)
+
+NUMBERS = tl.constexpr(PATH_NUMBERS)
+
+
+@kernel
+def chunk_leaving(
+    delta,
+    C,
+    z,
+    dout,
+    A,
+    bias,
+    leaving,
+    sums,
+    paths,
+    delta_group,
+    delta_batch,
+    delta_row,
+    C_group,
+    C_batch,
+    C_row,
+    z_group,
+    z_batch,
+    z_row,
+    dout_group,
+    dout_batch,
+    dout_row,
+    batch,
+    length,
+    chunks,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """a_t dh_t at the first position of chunks 1 ... chunks, zero coming in, and each of these chunks' sum of delta2.
+
+    Layouts as the ends and sums of `triton_forward.chunk_ends`; here slot 0 is chunk 1.
+    """
+    blocks = tl.cdiv(D, BLOCK_D)
+    slot, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    pair = tl.program_id(1)
+    group, entry = pair // batch, pair % batch
+    d, n = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    is_d, is_n = d < D, n < N
+    delta = group_base(delta, delta_group, delta_batch, group, entry)
+    C = group_base(C, C_group, C_batch, group, entry)
+    dout = group_base(dout, dout_group, dout_batch, group, entry)
+    if z is not None:
+        z = group_base(z, z_group, z_batch, group, entry)
+    path = read_path(paths + group * NUMBERS)
+    inside = is_n[:, None] & is_d[None, :]
+    rates = tl.load(A + (group * N + n[:, None]) * D + d[None, :], mask=inside, other=0.0)
+    shift = tl.zeros((BLOCK_D,), tl.float32)
+    if bias is not None:
+        shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
+    carried = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    t = (slot + 2) * CHUNK - 1
+    row, q1, q2 = place(path, t)
+    for _ in range(0, CHUNK, UNROLL):
+        for _ in tl.static_range(UNROLL):
+            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
+            delta2 = time_step(load_row(delta, row, delta_row, d, now_d) + shift, now_d, SOFTPLUS)
+            dy = load_row(dout, row, dout_row, d, now_d)
+            if z is not None:
+                gate = load_row(z, row, z_row, d, now_d)
+                dy *= gate * sigmoid(gate)
+            read = load_row(C, row, C_row, n, now_n)
+            carried = tl.exp2(delta2[None, :] * rates) * (carried + read[:, None] * dy[None, :])
+            total += delta2
+            row, q1, q2 = previous_place(path, row, q1, q2)
+            t -= 1
+    at = (pair.to(tl.int64) * chunks + slot) * D
+    tl.store(leaving + at * N + n[:, None] * D + d[None, :], carried, mask=inside)
+    tl.store(sums + at + d, total, mask=is_d)
+
+
+@kernel
+def chunk_gradients(
+    u,
+    delta,
+    B,
+    C,
+    z,
+    dout,
+    A,
+    skip,
+    bias,
+    starts,
+    leaving,
+    kept,
+    du,
+    ddelta,
+    dz,
+    dB_parts,
+    dC_parts,
+    dA_parts,
+    dskip_parts,
+    dbias_parts,
+    paths,
+    u_group,
+    u_batch,
+    u_row,
+    delta_group,
+    delta_batch,
+    delta_row,
+    B_group,
+    B_batch,
+    B_row,
+    C_group,
+    C_batch,
+    C_row,
+    z_group,
+    z_batch,
+    z_row,
+    dout_group,
+    dout_batch,
+    dout_row,
+    grad_group,
+    grad_batch,
+    grad_row,
+    batch,
+    length,
+    chunks,
+    first_chunk,
+    chunks_here,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEPT: tl.constexpr,
+):
+    """Gradients of chunks first_chunk ... first_chunk + chunks_here - 1.
+
+    Args (beyond those of the forward kernels):
+        leaving: a_t dh_t at the first position of chunks 1 ... chunks - 1, as `carry` leaves it.
+        kept: Room for the states before every KEPT-th step, (directions x batch, chunks_here, CHUNK / KEPT, N, D).
+        du, ddelta, dz: Rows as u; ddelta before softplus. They share their steps `grad_...`.
+        dB_parts, dC_parts: Sums over one block of channels, (blocks, directions x batch, chunks_here x CHUNK, N), in scan
+            order.
+        dA_parts: Sums over one chunk, (directions x batch, chunks, N, D).
+        dskip_parts, dbias_parts: The same for the vectors, (directions x batch, chunks, D).
+    """
+    blocks = tl.cdiv(D, BLOCK_D)
+    here, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    chunk = first_chunk + here
+    pair = tl.program_id(1)
+    group, entry = pair // batch, pair % batch
+    d, n = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    is_d, is_n = d < D, n < N
+    u = group_base(u, u_group, u_batch, group, entry)
+    delta = group_base(delta, delta_group, delta_batch, group, entry)
+    B = group_base(B, B_group, B_batch, group, entry)
+    C = group_base(C, C_group, C_batch, group, entry)
+    dout = group_base(dout, dout_group, dout_batch, group, entry)
+    du = group_base(du, grad_group, grad_batch, group, entry)
+    ddelta = group_base(ddelta, grad_group, grad_batch, group, entry)
+    if z is not None:
+        z = group_base(z, z_group, z_batch, group, entry)
+        dz = group_base(dz, grad_group, grad_batch, group, entry)
+    path = read_path(paths + group * NUMBERS)
+    inside = is_n[:, None] & is_d[None, :]
+    in_block = n[:, None] * D + d[None, :]
+    rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
+    shift = tl.zeros((BLOCK_D,), tl.float32)
+    if bias is not None:
+        shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
+    passed = tl.zeros((BLOCK_D,), tl.float32)
+    if skip is not None:
+        passed = tl.load(skip + group * D + d, mask=is_d, other=0.0)
+
+    # Forward through the chunk, keeping the states before every KEPT-th step.
+    neighbor = (pair.to(tl.int64) * (chunks - 1) + chunk) * (N * D)
+    h = tl.load(starts + neighbor - N * D + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
+    kept = kept + (pair.to(tl.int64) * chunks_here + here) * (CHUNK // KEPT * N * D) + in_block
+    t = chunk * CHUNK
+    row, q1, q2 = place(path, t)
+    for segment in range(0, CHUNK // KEPT):
+        tl.store(kept + segment * (N * D), h, mask=inside)
+        for _ in tl.static_range(KEPT):
+            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
+            delta2 = time_step(load_row(delta, row, delta_row, d, now_d) + shift, now_d, SOFTPLUS)
+            entering = delta2 * LN_2 * load_row(u, row, u_row, d, now_d)
+            written = load_row(B, row, B_row, n, now_n)
+            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * written[:, None]
+            row, q1, q2 = next_place(path, row, q1, q2)
+            t += 1
+
+    # Backward, KEPT steps at a time.
+    carried = tl.load(leaving + neighbor + in_block, mask=inside & (in_block * 0 + chunk < chunks - 1), other=0.0)
+    dA = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dskip, dbias = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    parts = ((block * (tl.num_programs(1)) + pair).to(tl.int64) * chunks_here + here) * (CHUNK * N)
+    for backward_segment in range(0, CHUNK // KEPT):
+        segment = CHUNK // KEPT - 1 - backward_segment
+        h = tl.load(kept + segment * (N * D), mask=inside, other=0.0)
+        t = chunk * CHUNK + segment * KEPT
+        row, q1, q2 = place(path, t)
+        states, rows, xs, deltas, tokens, writtens = (), (), (), (), (), ()
+        for j in tl.static_range(KEPT):
+            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
+            x = load_row(delta, row, delta_row, d, now_d) + shift
+            delta2 = time_step(x, now_d, SOFTPLUS)
+            token = load_row(u, row, u_row, d, now_d)
+            written = load_row(B, row, B_row, n, now_n)
+            states, rows, xs, deltas = states + (h,), rows + (row,), xs + (x,), deltas + (delta2,)
+            tokens, writtens = tokens + (token,), writtens + (written,)
+            if j < KEPT - 1:
+                h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
+                row, q1, q2 = next_place(path, row, q1, q2)
+                t += 1
+        for j in tl.static_range(KEPT - 1, -1, -1):
+            t = chunk * CHUNK + segment * KEPT + j
+            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
+            before, row, x, delta2, token, written = states[j], rows[j], xs[j], deltas[j], tokens[j], writtens[j]
+            natural = delta2 * LN_2
+            read = load_row(C, row, C_row, n, now_n)
+            dy = load_row(dout, row, dout_row, d, now_d)
+            decay = tl.exp2(delta2[None, :] * rates)
+            after = decay * before + (natural * token)[None, :] * written[:, None]
+            if z is not None:
+                gate = load_row(z, row, z_row, d, now_d)
+                opened = sigmoid(gate)
+                y = tl.sum(after * read[:, None], 0) + passed * token
+                store_row(dz, row, grad_row, d, dy * y * opened * (1.0 + gate * (1.0 - opened)), now_d)
+                dy *= gate * opened
+            dh = carried + read[:, None] * dy[None, :]
+            carried = decay * dh
+            by_decay = carried * before
+            by_entering = tl.sum(dh * written[:, None], 0)
+            dnatural = by_entering * token + tl.sum(by_decay * rates, 0)
+            if SOFTPLUS:
+                dnatural *= sigmoid(x)
+            store_row(du, row, grad_row, d, by_entering * natural + passed * dy, now_d)
+            store_row(ddelta, row, grad_row, d, dnatural, now_d)
+            at = parts + (segment * KEPT + j) * N + n
+            tl.store(dB_parts + at, tl.sum(dh * (natural * token)[None, :], 1), mask=is_n)
+            tl.store(dC_parts + at, tl.sum(after * dy[None, :], 1), mask=is_n)
+            dA += by_decay * natural[None, :]
+            dskip += dy * token
+            dbias += tl.where(now_d, dnatural, 0.0)
+    slot = (pair.to(tl.int64) * chunks + chunk) * D
+    tl.store(dA_parts + slot * N + in_block, dA, mask=inside)
+    tl.store(dskip_parts + slot + d, dskip, mask=is_d)
+    tl.store(dbias_parts + slot + d, dbias, mask=is_d)
+
+
+@kernel
+def join_parts(
+    parts,
+    joined,
+    paths,
+    joined_group,
+    joined_batch,
+    joined_row,
+    batch,
+    length,
+    first,
+    here,
+    blocks,
+    N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Add the blocks' parts of dB or dC, and put each position's row where its token is.
+
+    `parts` is (blocks, directions x batch, here, N) for positions first ... first + here - 1.
+    """
+    pair = tl.program_id(1)
+    group, entry = pair // batch, pair % batch
+    path = read_path(paths + group * NUMBERS)
+    offset = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = tl.arange(0, BLOCK_N)
+    inside = ((offset < here) & (first + offset < length))[:, None] & (n < N)[None, :]
+    row, _, _ = place(path, first + offset)
+    total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+    for block in range(0, blocks):
+        base = (block * tl.num_programs(1) + pair).to(tl.int64) * here
+        total += tl.load(parts + (base + offset)[:, None] * N + n[None, :], mask=inside, other=0.0)
+    joined = group_base(joined, joined_group, joined_batch, group, entry)
+    tl.store(joined + row[:, None] * joined_row + n[None, :], total.to(joined.dtype.element_ty), mask=inside)

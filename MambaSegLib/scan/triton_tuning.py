@@ -1,0 +1,172 @@
+"""How the Triton kernels divide a scan: block sizes by rule, or as measured on this GPU.
+
+The rule gives a program one warp with 32 or 64 states per thread and makes enough programs to fill a large GPU. It depends on sizes alone, so that equal scans are cut, and rounded, alike. `search` times a few alternatives; what it finds
+is kept in a file by GPU, and used from then on unless PyTorch is asked for deterministic algorithms.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from MambaSegLib.atomic import new_file
+
+Pass = Literal["forward", "backward"]
+
+def _states_per_program(kind: Pass, wide: int) -> int:
+    """The cost of reading a row is spread over a program's states; registers set the limit, lower where steps are kept.
+
+    The machine code has the fewest instructions per update this way (`Testing/benchmarks/triton_code.py`).
+    """
+    return 2048 if kind == "forward" and wide >= 64 else 1024
+
+
+PROGRAMS_WANTED = 4096
+"""Fills 132 multiprocessors (H100, H200) with 16 warps each, twice."""
+SHORTEST_CHUNK, LONGEST_CHUNK = 32, 2048
+CONVOLUTION_BLOCK = (32, 64)
+"""Positions and channels of one program of the convolution."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """How one pass is divided.
+
+    Attributes:
+        block_channels: Channels of one program for outputs or gradients, a power of 2.
+        boundary_channels: The same for what crosses between chunks.
+        chunk: Positions of one program, a power of 2.
+        warps: Warps of one program.
+        unroll: Steps written out in the loops that keep no states; divides `chunk`.
+        kept_every: Steps whose states the backward pass holds in registers; divides `chunk`.
+    """
+
+    block_channels: int
+    boundary_channels: int
+    chunk: int
+    warps: int = 1
+    unroll: int = 4
+    kept_every: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what the kernels cannot divide."""
+        sizes = (self.block_channels, self.boundary_channels, self.chunk, self.warps)
+        if any(size < 1 or size & (size - 1) for size in sizes) or self.chunk % self.unroll or self.chunk % self.kept_every:
+            msg = f"block sizes must be powers of 2 and divide each other, got {self}"
+            raise ValueError(msg)
+
+
+def rule(kind: Pass, channels: int, states: int, length: int, pairs: int) -> ScanConfig:
+    """Division by rule; `pairs` is directions x batch."""
+    wide = 1 << (states - 1).bit_length()
+    widest = 1 << (channels - 1).bit_length()
+    block, boundary = (max(4, min(64, _states_per_program(k, wide) // wide, widest)) for k in (kind, "forward"))
+    programs_per_chunk = math.ceil(channels / block) * pairs
+    wanted = max(1, length * programs_per_chunk // PROGRAMS_WANTED)
+    chunk = 1 << max(0, wanted - 1).bit_length()
+    return ScanConfig(block, boundary, min(max(chunk, SHORTEST_CHUNK), LONGEST_CHUNK))
+
+
+def candidates(kind: Pass, channels: int, states: int, length: int, pairs: int) -> tuple[ScanConfig, ...]:
+    """The rule's division, and its neighbors that are worth a measurement."""
+    base = rule(kind, channels, states, length, pairs)
+    wide = 1 << (states - 1).bit_length()
+    found = [base]
+    for block, warps, chunk in product((0.5, 1, 2), (1, 2, 4), (0.5, 1, 2)):
+        config = replace(base, block_channels=int(base.block_channels * block), chunk=int(base.chunk * chunk), warps=warps)
+        if config.block_channels >= 4 and config.chunk >= SHORTEST_CHUNK and 8 <= config.block_channels * wide // (32 * warps) <= 64:
+            found.append(config)
+    if kind == "backward":
+        found += [replace(config, kept_every=kept) for config in found for kept in (1, 4)]
+    return tuple(dict.fromkeys(found))
+
+
+def config_for(kind: Pass, u: Tensor, states: int) -> ScanConfig:
+    """Division of a scan of rows u (directions, B, L, D): measured if there is a measurement, else by rule."""
+    groups, batch, length, channels = u.shape
+    if u.is_cuda and not torch.are_deterministic_algorithms_enabled():
+        measured = _measured(torch.cuda.get_device_name(u.device)).get(
+            problem_key(kind, channels, states, length, groups * batch, u.dtype)
+        )
+        if measured is not None:
+            return measured
+    return rule(kind, channels, states, length, groups * batch)
+
+
+def problem_key(kind: Pass, channels: int, states: int, length: int, pairs: int, dtype: torch.dtype) -> str:
+    """Scans that share one measurement: lengths within a factor of 2 do."""
+    size = str(dtype).removeprefix("torch.")
+    return f"{kind} {channels}x{states} 2^{(length - 1).bit_length()} x{pairs} {size}"
+
+
+def search(options: Iterable[ScanConfig], seconds: Callable[[ScanConfig], float]) -> tuple[ScanConfig, dict[ScanConfig, float]]:
+    """The fastest of some divisions; one that does not compile or fit is left out.
+
+    Args:
+        options: At least one that works.
+        seconds: Measures one.
+
+    Raises:
+        RuntimeError: If none works.
+    """
+    times: dict[ScanConfig, float] = {}
+    for config in options:
+        try:
+            times[config] = seconds(config)
+        except (RuntimeError, ValueError) as error:  # out of registers, shared or device memory
+            log.info("%s does not work here: %s", config, str(error).splitlines()[0] if str(error) else error)
+    if not times:
+        msg = "no division of the scan works on this GPU"
+        raise RuntimeError(msg)
+    return min(times, key=lambda config: times[config]), times
+
+
+def cache_file() -> Path:
+    """Where measurements are kept: the user's cache folder."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "mambaseg" / "triton_scan.json"
+
+
+def remember(gpu: str, found: dict[str, ScanConfig], file: Path | None = None) -> None:
+    """Add measurements of a GPU to the file."""
+    file = file or cache_file()
+    content = _read(file)
+    content.setdefault(gpu, {}).update({key: asdict(config) for key, config in found.items()})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(file) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _measured.cache_clear()
+
+
+@lru_cache(maxsize=8)
+def _measured(gpu: str) -> dict[str, ScanConfig]:
+    try:
+        return {key: ScanConfig(**values) for key, values in _read(cache_file()).get(gpu, {}).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        log.warning("%s is damaged and not used: %s", cache_file(), error)
+        return {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,196 @@
+"""What the mamba_ssm backend hands to the official packages, checked by stand-ins that compute by the formula.
+
+The packages need a CUDA build, so these stand-ins repeat what their C++ refuses: `selective_scan.cpp` of mamba-ssm 2.3.2 and
+`causal_conv1d.cpp` of causal-conv1d 1.7.0. Types, shapes and steps in memory that pass here pass there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor
+
+from MambaSegLib.scan import mamba_ssm_backend, probe, pytorch_backend
+from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
+
+GRID = (2, 3, 4)
+ORDERS = [ScanOrder(axes, backward) for axes in itertools.permutations(range(3)) for backward in (False, True)]
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(condition: bool, what: str) -> None:
+    """TORCH_CHECK."""
+    if not condition:
+        raise RuntimeError(what)
+
+
+def official_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Any:
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    check(u.dtype in TYPES, "u is float32, float16 or bfloat16")
+    check(A.dtype == torch.float32 and A.shape == (channels, states), "A is (D, N) in float32")
+    check(states <= 256, "selective_scan only supports state dimension <= 256")
+    for name, tensor, width in (("delta", delta, channels), ("B", B, states), ("C", C, states), ("z", z, channels)):
+        if tensor is not None:
+            check(tensor.dtype == u.dtype, f"{name} is of the type of u")
+            check(tensor.shape == (batch, width, length), f"{name} is ({batch}, {width}, {length})")
+            check(tensor.stride(-1) == 1 or length == 1, f"{name} has contiguous tokens")
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        if vector is not None:
+            check(vector.dtype == torch.float32 and vector.shape == (channels,), f"{name} is (D,) in float32")
+            check(vector.stride(-1) == 1 or channels == 1, f"{name} is contiguous")
+    out, last = pytorch_backend.selective_scan_sequential(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, (1, 1, length), NATURAL_ORDER
+    )
+    return (out, last) if return_last_state else out
+
+
+def official_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: None = None,
+    initial_states: None = None,
+    return_final_states: bool = False,
+    final_states_out: None = None,
+    activation: str | None = None,
+) -> Tensor:
+    assert seq_idx is initial_states is final_states_out is None
+    assert not return_final_states
+    _, channels, length = x.shape
+    check(activation in (None, "silu", "swish"), "activation must be None, silu, or swish")
+    check(x.dtype in TYPES and weight.dtype in TYPES, "types")
+    check(weight.shape[0] == channels and 2 <= weight.shape[1] <= 4, "causal_conv1d only supports width between 2 and 4")
+    check(x.stride(2) == 1 or x.stride(1) == 1, "steps")
+    if x.stride(1) == 1 and x.stride(2) > 1:  # channels last
+        check(channels % 8 == 0 and x.stride(2) % 8 == 0 and x.stride(0) % 8 == 0, "multiples of 8")
+    if bias is not None:
+        check(bias.dtype == weight.dtype and bias.shape == (channels,), "bias")
+        check(bias.stride(-1) == 1 or channels == 1, "bias is contiguous")
+    return pytorch_backend.causal_conv1d(x, weight, bias, activation, (1, 1, length), NATURAL_ORDER)
+
+
+@pytest.fixture
+def official_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
+    interface.selective_scan_fn = official_scan
+    convolution = ModuleType("causal_conv1d")
+    convolution.causal_conv1d_fn = official_convolution
+    ops, package = ModuleType("mamba_ssm.ops"), ModuleType("mamba_ssm")
+    ops.selective_scan_interface, package.ops = interface, ops
+    for module in (interface, convolution, ops, package, ModuleType("selective_scan_cuda")):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def arguments(dtype: torch.dtype = torch.float32, states: int = 5) -> list[Tensor]:
+    """u, delta, A, B, C, D, z, delta_bias as a layer has them: transposed rows, views of wider tensors."""
+    generator = torch.Generator().manual_seed(0)
+    xz, projected = torch.randn(2, 24, 12, generator=generator), torch.randn(2, 24, 2 * states, generator=generator)
+    delta, vectors = torch.randn(2, 24, 6, generator=generator), torch.randn(6, 2, generator=generator)
+    A = -torch.rand(6, states, generator=generator) * 4
+    rows = [t.to(dtype).transpose(1, 2) for t in (xz[..., :6], delta, projected[..., :states], projected[..., states:])]
+    u, delta, B, C = rows
+    return [u, delta, A, B, C, vectors[:, 0], xz[..., 6:].to(dtype).transpose(1, 2), vectors[:, 1]]
+
+
+@pytest.mark.usefixtures("official_packages")
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_each_order_gives_the_specifications_numbers_and_gradients(order):
+    leaves = [t.detach().requires_grad_() for t in arguments()]
+    doubles = [t.detach().double().requires_grad_() for t in arguments()]
+    found, last = mamba_ssm_backend.selective_scan(*leaves, True, GRID, order)
+    wanted, wanted_last = pytorch_backend.selective_scan_sequential(*doubles, True, GRID, order)
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, wanted_last.float(), rtol=1e-5, atol=1e-5)
+    assert not last.requires_grad
+    found.sum().backward()
+    wanted.sum().backward()
+    for leaf, double in zip(leaves, doubles, strict=True):
+        torch.testing.assert_close(leaf.grad, double.grad.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("official_packages")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_and_parameters_of_other_types_reach_the_kernel_as_it_wants_them(dtype):
+    mixed = arguments(dtype)
+    mixed[3] = mixed[3].float()  # autocast leaves such mixtures
+    mixed[2] = mixed[2].to(dtype)
+    found, _ = mamba_ssm_backend.selective_scan(*mixed, True, GRID, ORDERS[3])
+    assert found.dtype == dtype
+    x, taps, bias = mixed[0], torch.randn(6, 4), torch.randn(6, 2)[:, 0]
+    assert mamba_ssm_backend.causal_conv1d(x, taps, bias, "silu", GRID, ORDERS[3]).dtype == dtype
+
+
+@pytest.mark.usefixtures("official_packages")
+@pytest.mark.parametrize("taps", [1, 2, 4, 7])
+def test_convolutions_give_the_specifications_numbers(taps):
+    x, weight, bias = arguments()[0], torch.randn(6, taps), torch.randn(6, 2)[:, 0]
+    for order in ORDERS[::3]:
+        found = mamba_ssm_backend.causal_conv1d(x, weight, bias, "silu", GRID, order)
+        torch.testing.assert_close(found, pytorch_backend.causal_conv1d(x, weight, bias, "silu", GRID, order))
+
+
+@pytest.mark.usefixtures("official_packages")
+def test_what_the_kernels_cannot_do_is_refused_in_words():
+    with pytest.raises(ValueError, match="at most 256 states, got 257"):
+        mamba_ssm_backend.selective_scan(*arguments(states=257), True, GRID, NATURAL_ORDER)
+    doubles = [t.double() for t in arguments()]
+    with pytest.raises(ValueError, match="float64"):
+        mamba_ssm_backend.selective_scan(*doubles, True, GRID, NATURAL_ORDER)
+    with pytest.raises(ValueError, match="float64"):
+        mamba_ssm_backend.causal_conv1d(doubles[0], torch.zeros(6, 4).double(), None, None, GRID, NATURAL_ORDER)
+    wide = torch.zeros(1).expand(1, 4096, 2**20)
+    with pytest.raises(ValueError, match="smaller patch"):
+        mamba_ssm_backend.causal_conv1d(wide, torch.zeros(4096, 4), None, None, (1, 1, 2**20), NATURAL_ORDER)
+    huge = (wide, wide, torch.zeros(4096, 256), torch.zeros(1).expand(1, 256, 2**20), torch.zeros(1).expand(1, 256, 2**20))
+    with pytest.raises(ValueError, match="32-bit counters"):
+        mamba_ssm_backend.selective_scan(*huge, None, None, None, True, (1, 1, 2**20), NATURAL_ORDER)
+
+
+def test_it_says_which_part_is_missing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("causal_conv1d", "selective_scan_cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    reason = mamba_ssm_backend.why_unavailable("cuda", needs_gradient=False)
+    assert "causal_conv1d" in reason
+    assert "MAMBA_KEEP_CUDA_BUILD" in reason
+
+
+@pytest.mark.usefixtures("official_packages")
+def test_a_probe_tells_wrong_numbers_and_wrong_gradients_from_right_ones():
+    def doubled(*all_: Any) -> tuple[Tensor, Tensor]:
+        output, last = pytorch_backend.selective_scan_sequential(*all_)
+        return 2 * output, last
+
+    def without_gradient(*all_: Any) -> tuple[Tensor, Tensor]:
+        output, last = pytorch_backend.selective_scan_sequential(all_[0].detach(), *all_[1:])
+        return output + 0 * all_[0], last
+
+    def other_order(*all_: Any) -> Tensor:
+        return pytorch_backend.causal_conv1d(*all_[:-1], ScanOrder(backward=True))
+
+    scan, convolution = mamba_ssm_backend.selective_scan, mamba_ssm_backend.causal_conv1d
+    assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
+    assert "off by" in probe.probe_failure(doubled, convolution, "cpu")
+    assert "off by" in probe.probe_failure(scan, other_order, "cpu")
+    assert probe.probe_failure(without_gradient, convolution, "cpu") is None
+    assert "off by" in probe.probe_failure(without_gradient, convolution, "cpu", with_gradient=True)
+    assert "failed on nowhere" in probe.probe_failure(scan, convolution, "nowhere")
