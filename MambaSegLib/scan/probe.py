@@ -24,9 +24,11 @@ def probe_failure(scan: Scan, convolution: Convolution, device: str, with_gradie
     """
     from MambaSegLib.scan import pytorch_backend
 
-    specification = (pytorch_backend.selective_scan_sequential, pytorch_backend.causal_conv1d)
     try:
-        found, wanted = (_results(*each, device, with_gradient) for each in ((scan, convolution), specification))
+        found = _results(scan, convolution, device, with_gradient)
+        wanted = _results(
+            pytorch_backend.selective_scan_sequential, pytorch_backend.causal_conv1d, device, with_gradient
+        )
         difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
     except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
         return f"a tiny scan failed on {device} ({type(error).__name__}: {error})"
@@ -46,5 +48,5 @@ def _results(scan: Scan, convolution: Convolution, device: str, with_gradient: b
         output, _ = scan(u, delta, decays, B, C, None, None, None, True, *walk)
     if not with_gradient:
         return [u, output]
-    output.sum().backward()
+    torch.autograd.backward(output.sum())
     return [u.detach(), output.detach(), *(t.grad for t in tensors if t.grad is not None)]

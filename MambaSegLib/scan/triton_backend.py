@@ -70,7 +70,8 @@ def selective_scan(
     """
     rows = [None if t is None else t.transpose(1, 2)[None] for t in (u, delta, B, C, z)]
     parameters = [None if t is None else t[None] for t in (A, D, delta_bias)]
-    out, last = scan_rows(*rows, *parameters, delta_softplus, grid, (order,))  # type: ignore[arg-type]
+    arguments: tuple[Any, ...] = (*rows, *parameters, delta_softplus, grid, (order,))
+    out, last = scan_rows(*arguments)
     return out[0].transpose(1, 2), last[0]
 
 
@@ -90,10 +91,15 @@ def scan_rows(
     """Scan several directions in the same launches.
 
     Args:
-        u, delta, B, C, z: Tokens in memory order as rows, (directions, B, L, D) or (..., N). Any steps in memory, as long
-            as the last axis is contiguous; others are copied.
+        u: Tokens in memory order as rows, (directions, B, L, D). Any steps in memory, as long as the last axis is
+            contiguous; others are copied. So are the next four.
+        delta: As u.
+        B: (directions, B, L, N).
+        C: As B.
+        z: As u.
         A: (directions, D, N).
-        D, delta_bias: (directions, D).
+        D: (directions, D).
+        delta_bias: (directions, D).
         delta_softplus: As in `scan.selective_scan`.
         grid: (Z, Y, X) of the L tokens.
         orders: One per direction.
@@ -176,7 +182,8 @@ def _operands(
 
     rows = [None if t is None else by_rows(t) for t in (u, delta, B, C, z)]
     vectors = [None if t is None else t.contiguous() for t in (D, delta_bias)]
-    return Operands(*rows, A.transpose(1, 2).contiguous(), *vectors)  # type: ignore[arg-type]
+    operands: tuple[Any, ...] = (*rows, A.transpose(1, 2).contiguous(), *vectors)
+    return Operands(*operands)
 
 
 def causal_conv1d(

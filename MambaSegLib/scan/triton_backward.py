@@ -212,7 +212,7 @@ def chunk_gradients(
     kept = kept + (pair.to(tl.int64) * chunks_here + here) * (CHUNK // KEPT * N * D) + in_block
     t = chunk * CHUNK
     row, q1, q2 = place(path, t)
-    for segment in range(0, CHUNK // KEPT):
+    for segment in range(CHUNK // KEPT):
         tl.store(kept + segment * (N * D), h, mask=inside)
         for _ in tl.static_range(KEPT):
             now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
@@ -228,7 +228,7 @@ def chunk_gradients(
     dA = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dskip, dbias = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     parts = ((block * (tl.num_programs(1)) + pair).to(tl.int64) * chunks_here + here) * (CHUNK * N)
-    for backward_segment in range(0, CHUNK // KEPT):
+    for backward_segment in range(CHUNK // KEPT):
         segment = CHUNK // KEPT - 1 - backward_segment
         h = tl.load(kept + segment * (N * D), mask=inside, other=0.0)
         t = chunk * CHUNK + segment * KEPT
@@ -240,8 +240,8 @@ def chunk_gradients(
             delta2 = time_step(x, now_d, SOFTPLUS)
             token = load_row(u, row, u_row, d, now_d)
             written = load_row(B, row, B_row, n, now_n)
-            states, rows, xs, deltas = states + (h,), rows + (row,), xs + (x,), deltas + (delta2,)
-            tokens, writtens = tokens + (token,), writtens + (written,)
+            states, rows, xs, deltas = (*states, h), (*rows, row), (*xs, x), (*deltas, delta2)
+            tokens, writtens = (*tokens, token), (*writtens, written)
             if j < KEPT - 1:
                 h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
                 row, q1, q2 = next_place(path, row, q1, q2)
@@ -311,7 +311,7 @@ def join_parts(
     inside = ((offset < here) & (first + offset < length))[:, None] & (n < N)[None, :]
     row, _, _ = place(path, first + offset)
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
-    for block in range(0, blocks):
+    for block in range(blocks):
         base = (block * tl.num_programs(1) + pair).to(tl.int64) * here
         total += tl.load(parts + (base + offset)[:, None] * N + n[None, :], mask=inside, other=0.0)
     joined = group_base(joined, joined_group, joined_batch, group, entry)

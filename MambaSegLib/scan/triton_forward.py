@@ -127,10 +127,7 @@ def carry(
     before = tl.zeros((BLOCK_D,), tl.float32)
     for first in range(0, chunks, AT_ONCE):
         number = first + step
-        if BACKWARD:
-            chunk = chunks - 1 - number
-        else:
-            chunk = number
+        chunk = chunks - 1 - number if BACKWARD else number
         inside = (number < chunks)[:, None] & (d < D)[None, :]
         slots = (pair.to(tl.int64) * chunks + chunk) * D
         places = ends + (slots * N + state * D)[:, None] + d[None, :]

@@ -105,7 +105,7 @@ class _Scan:
         self.groups, self.batch, self.length, self.channels = operands.u.shape
         self.states = operands.A.shape[1]
         self.pairs = self.groups * self.batch
-        self.chunks = triton.cdiv(self.length, config.chunk)
+        self.chunks = -(-self.length // config.chunk)
         self.paths = walk.table(operands.u.device)
         self.constants = {
             "D": self.channels,
@@ -122,7 +122,7 @@ class _Scan:
 
     @property
     def blocks(self) -> int:
-        return int(triton.cdiv(self.channels, self.config.block_channels))
+        return -(-self.channels // self.config.block_channels)
 
     @property
     def boundary_grid(self) -> tuple[int, int]:

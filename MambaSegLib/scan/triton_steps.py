@@ -75,7 +75,7 @@ def sigmoid(x):
 
 @kernel
 def time_step(x, inside, SOFTPLUS: tl.constexpr):
-    """delta / ln 2 from delta before softplus; 0 where not `inside`: such a step leaves the states as they are.
+    """Delta / ln 2 from delta before softplus; 0 where not `inside`: such a step leaves the states as they are.
 
     log(1 + e) as log(w) e / (w - 1) with w = 1 + e rounded: for small e the rounding of w cancels (Kahan).
     """

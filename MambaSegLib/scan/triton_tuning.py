@@ -25,6 +25,7 @@ from MambaSegLib.atomic import new_file
 
 Pass = Literal["forward", "backward"]
 
+
 def _states_per_program(kind: Pass, wide: int) -> int:
     """The cost of reading a row is spread over a program's states; registers set the limit, lower where steps are kept.
 
@@ -65,7 +66,11 @@ class ScanConfig:
     def __post_init__(self) -> None:
         """Refuse what the kernels cannot divide."""
         sizes = (self.block_channels, self.boundary_channels, self.chunk, self.warps)
-        if any(size < 1 or size & (size - 1) for size in sizes) or self.chunk % self.unroll or self.chunk % self.kept_every:
+        if (
+            any(size < 1 or size & (size - 1) for size in sizes)
+            or self.chunk % self.unroll
+            or self.chunk % self.kept_every
+        ):
             msg = f"block sizes must be powers of 2 and divide each other, got {self}"
             raise ValueError(msg)
 
@@ -87,8 +92,14 @@ def candidates(kind: Pass, channels: int, states: int, length: int, pairs: int) 
     wide = 1 << (states - 1).bit_length()
     found = [base]
     for block, warps, chunk in product((0.5, 1, 2), (1, 2, 4), (0.5, 1, 2)):
-        config = replace(base, block_channels=int(base.block_channels * block), chunk=int(base.chunk * chunk), warps=warps)
-        if config.block_channels >= 4 and config.chunk >= SHORTEST_CHUNK and 8 <= config.block_channels * wide // (32 * warps) <= 64:
+        config = replace(
+            base, block_channels=int(base.block_channels * block), chunk=int(base.chunk * chunk), warps=warps
+        )
+        if (
+            config.block_channels >= 4
+            and config.chunk >= SHORTEST_CHUNK
+            and 8 <= config.block_channels * wide // (32 * warps) <= 64
+        ):
             found.append(config)
     if kind == "backward":
         found += [replace(config, kept_every=kept) for config in found for kept in (1, 4)]
@@ -113,7 +124,9 @@ def problem_key(kind: Pass, channels: int, states: int, length: int, pairs: int,
     return f"{kind} {channels}x{states} 2^{(length - 1).bit_length()} x{pairs} {size}"
 
 
-def search(options: Iterable[ScanConfig], seconds: Callable[[ScanConfig], float]) -> tuple[ScanConfig, dict[ScanConfig, float]]:
+def search(
+    options: Iterable[ScanConfig], seconds: Callable[[ScanConfig], float]
+) -> tuple[ScanConfig, dict[ScanConfig, float]]:
     """The fastest of some divisions; one that does not compile or fit is left out.
 
     Args:
@@ -127,7 +140,7 @@ def search(options: Iterable[ScanConfig], seconds: Callable[[ScanConfig], float]
     for config in options:
         try:
             times[config] = seconds(config)
-        except (RuntimeError, ValueError) as error:  # out of registers, shared or device memory
+        except (RuntimeError, ValueError) as error:  # noqa: PERF203 - out of registers, shared or device memory
             log.info("%s does not work here: %s", config, str(error).splitlines()[0] if str(error) else error)
     if not times:
         msg = "no division of the scan works on this GPU"

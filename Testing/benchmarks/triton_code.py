@@ -78,7 +78,9 @@ def kernels(stage: str) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
             per_thread = steps * block * wide // (32 * config.warps)
             found.append((function, common | own | {"BLOCK_D": block}, config, per_thread))
     narrow = ScanConfig(32, 32, 32, 4)
-    found.append((triton_forward.carry, {"D": channels, "N": states, "BACKWARD": False, "AT_ONCE": 32, "BLOCK_D": 32}, narrow, 0))
+    found.append(
+        (triton_forward.carry, {"D": channels, "N": states, "BACKWARD": False, "AT_ONCE": 32, "BLOCK_D": 32}, narrow, 0)
+    )
     taps = {"D": channels, "K": 4, "SILU": True, "BLOCK_T": triton_tuning.CONVOLUTION_BLOCK[0], "BLOCK_D": 64}
     found += [(f, taps, narrow, 0) for f in (triton_convolution.convolve, triton_convolution.convolve_gradients)]
     return found
@@ -111,7 +113,9 @@ def compile_for(function: Any, constants: dict[str, Any], warps: int, architectu
     # What the launcher finds out itself on a GPU: addresses and steps divide by 16.
     aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types.values()) if t.startswith("*") or t == "i64"}
     source = ASTSource(fn=function, signature=types, constexprs=at, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps, "enable_fp_fusion": True})
+    return triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps, "enable_fp_fusion": True}
+    )
 
 
 def cuobjdump(option: str, cubin: Path) -> str:
@@ -133,7 +137,9 @@ def loops(code: str) -> list[collections.Counter[str]]:
     return [counts for _, counts in sorted(found, key=lambda pair: pair[0])]
 
 
-def examine(stage: str, architecture: int, function: Any, constants: dict[str, Any], config: ScanConfig, updates: int) -> Code:
+def examine(
+    stage: str, architecture: int, function: Any, constants: dict[str, Any], config: ScanConfig, updates: int
+) -> Code:
     """Compile one kernel and read its machine code."""
     compiled = compile_for(function, constants, config.warps, architecture)
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +153,9 @@ def examine(stage: str, architecture: int, function: Any, constants: dict[str, A
         # The innermost loop with that many exponentials is the one over time steps; the last such loop goes backward.
         main = [c for c in loops(code) if sum(n for name, n in c.items() if name.startswith("MUFU.EX2")) >= updates]
         counts = main[-1 if "gradients" in function.__name__ else 0] if main else {}
-        ratio = sum(counts.values()) / sum(n for name, n in counts.items() if name.startswith("MUFU.EX2")) if main else None
+        ratio = (
+            sum(counts.values()) / sum(n for name, n in counts.items() if name.startswith("MUFU.EX2")) if main else None
+        )
     return Code(
         stage, function.__name__, architecture, f"{constants['BLOCK_D']} channels, chunk {config.chunk}, {config.warps} warps",
         registers, stack, compiled.metadata.shared, ratio,
@@ -156,7 +164,10 @@ def examine(stage: str, architecture: int, function: Any, constants: dict[str, A
 
 def markdown(codes: list[Code]) -> str:
     """A table for a person."""
-    lines = ["| stage | kernel | sm | division | registers | spilled B | shared B | instr/exp2 |", "|---|---|--:|---|--:|--:|--:|--:|"]
+    lines = [
+        "| stage | kernel | sm | division | registers | spilled B | shared B | instr/exp2 |",
+        "|---|---|--:|---|--:|--:|--:|--:|",
+    ]
     for c in codes:
         ratio = "" if c.instructions_per_exponential is None else f"{c.instructions_per_exponential:.1f}"
         lines.append(
@@ -186,7 +197,9 @@ def main() -> int:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.with_suffix(".md").write_text(markdown(codes) + "\n", encoding="utf-8")
-        options.output.with_suffix(".json").write_text(json.dumps([asdict(c) for c in codes], indent=1), encoding="utf-8")
+        options.output.with_suffix(".json").write_text(
+            json.dumps([asdict(c) for c in codes], indent=1), encoding="utf-8"
+        )
     return int(any(code.spilled_bytes for code in codes))
 
 

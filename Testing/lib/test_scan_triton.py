@@ -267,10 +267,12 @@ def test_convolutions_match_those_of_copies_with_every_gradient(taps, grid, chan
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     weights = torch.randn(shapes[0], generator=generator)
     found = triton_backend.convolve_rows(*leaves, activation, grid, orders)
-    reference = torch.stack([
-        causal_conv1d(x.transpose(1, 2), w, b, activation, grid, order).transpose(1, 2)
-        for x, w, b, order in zip(*doubles, orders, strict=True)
-    ])
+    reference = torch.stack(
+        [
+            causal_conv1d(x.transpose(1, 2), w, b, activation, grid, order).transpose(1, 2)
+            for x, w, b, order in zip(*doubles, orders, strict=True)
+        ]
+    )
     found.backward(weights)
     reference.backward(weights.double())
     assert relative_error(found.detach(), reference.detach()) <= FORWARD_TOLERANCE
@@ -303,7 +305,9 @@ def test_it_refuses_gpus_triton_does_not_compile_for_and_kernels_that_compute_no
 
 
 @pytest.mark.parametrize("states", [1, 8, 32, 100, 256])
-@pytest.mark.parametrize(("channels", "length"), [(1, 1), (64, 1_769_472), (640, 864), (100, triton_backend.MOST_TOKENS)])
+@pytest.mark.parametrize(
+    ("channels", "length"), [(1, 1), (64, 1_769_472), (640, 864), (100, triton_backend.MOST_TOKENS)]
+)
 def test_the_rule_divides_any_scan(states, channels, length):
     for kind in ("forward", "backward"):
         for config in triton_tuning.candidates(kind, channels, states, length, pairs=8):
@@ -318,7 +322,8 @@ def test_a_search_takes_the_fastest_and_passes_over_what_fails():
 
     def seconds(config: ScanConfig) -> float:
         if config.block_channels == 16:
-            raise torch.OutOfMemoryError("too large")
+            msg = "too large"
+            raise torch.OutOfMemoryError(msg)
         return 1.0 / config.block_channels
 
     best, times = triton_tuning.search(options, seconds)
