@@ -19,14 +19,20 @@ SET_UP_FILES := pyproject.toml $(CONSTRAINTS)
 PYTEST_WORKERS ?= auto
 PYTEST_OPTIONS ?=
 
-.PHONY: help setup test lint types demo bench clean
+VIEW := .venv-view
+VIEW_CONSTRAINTS := .ci/constraints-view.txt
+
+.PHONY: help setup view test lint types demo bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 setup: $(VENV)/.stamp-dev ## Make .venv with everything a developer needs
 
+view: $(VIEW)/.stamp ## Make .venv-view, in which `mambaseg view` runs
+
 test: lint types ## Set up, then run every check: style, types, tests (what CI runs)
+	@$(MAKE) --no-print-directory view || echo "The viewer's packages cannot be installed here: its tests are skipped."
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist loadfile $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.stamp-dev ## Style
@@ -45,8 +51,8 @@ bench: $(VENV)/.stamp-dev ## Measure speed and memory; figures are printed
 		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist demo_output *.egg-info Training/*.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find MambaSegLib Training Testing -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VIEW) build dist demo_output *.egg-info Training/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find MambaSegLib MambaSegView Training Testing -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	@[ -n "$(PYTHON)" ] || { echo >&2 "No Python 3.11, 3.12 or 3.13 with the venv module was found." \
@@ -61,6 +67,13 @@ $(VENV)/.stamp-torch: $(CONSTRAINTS) | $(VENV)/bin/python
 # The demo needs no developer tools; the developer set-up includes the demo's.
 $(VENV)/.stamp-demo: $(SET_UP_FILES) $(VENV)/.stamp-torch
 	$(PIP) -c $(CONSTRAINTS) -e '.[demo]'
+	@touch $@
+
+# An environment of its own: trame-slicer needs an older slicer-core than the tests of the module.
+$(VIEW)/.stamp: pyproject.toml $(VIEW_CONSTRAINTS) | $(VENV)/bin/python
+	$(VENV)/bin/python -m venv $(VIEW)
+	$(VIEW)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(VIEW_CONSTRAINTS))"
+	$(VIEW)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VIEW_CONSTRAINTS) -e '.[torch,view]'
 	@touch $@
 
 $(VENV)/.stamp-dev: $(SET_UP_FILES) $(VENV)/.stamp-torch

@@ -22,6 +22,7 @@ try:
 except ModuleNotFoundError:  # in a source checkout the library lies beside the module's folder
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
+from MambaSegmentationLib import sample_data
 from MambaSegmentationLib.logic import DEFAULT_MODEL, Segmenter
 
 from MambaSegLib.model_card import DISCLAIMER
@@ -44,12 +45,25 @@ class MambaSegmentation(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = ["The MambaSegmentation developers"]
         parent.helpText = _(
-            "Segments 3D images with Mamba U-Nets, on a CPU or a GPU: choose a model and an image, press Apply. "
-            "For research only. Not a medical device. Not for clinical use."
-        )
+            "<p>Segments 3D images with Mamba U-Nets, on a CPU or a GPU.</p>"
+            "<ol><li>Load an image; the <i>Sample Data</i> module has some for a first try under "
+            "<i>Mamba Segmentation</i>.</li>"
+            "<li>Choose a model. Its details say which images it was made for, how accurate it is and how it may be "
+            "used.</li>"
+            "<li>If the model knows a part of the body only, choose a region around it.</li>"
+            "<li>Press <i>Apply</i>. The work is done in another process: Slicer stays usable, and <i>Cancel</i> stops "
+            "it.</li></ol><p><b>{disclaimer}</b></p>"
+        ).format(disclaimer=DISCLAIMER)
         parent.acknowledgementText = _(
-            "The networks follow Lumetti et al., ISBI 2025. The training data of each model are named in its details."
+            "<p>The networks follow L. Lumetti, V. Pipoli, K. Marchesini, E. Ficarra, C. Grana and F. Bolelli, "
+            "<i>Accurate 3D Medical Image Segmentation with Mambas</i>, IEEE International Symposium on Biomedical "
+            "Imaging (ISBI) 2025; please cite it. This is an independent implementation.</p>"
+            "<p>The data each model was trained on, and the license of its weights, are named in its details. The "
+            "sample images are the ICBM152 2009a template and a part of it (McConnell Brain Imaging Centre, McGill "
+            "University; V. S. Fonov et al., NeuroImage 2011).</p>"
         )
+        # Other modules, Sample Data among them, can be used once all have been loaded.
+        slicer.app.connect("startupCompleted()", sample_data.register)
 
 
 @parameterNodeWrapper

@@ -23,6 +23,17 @@ hypothesis.settings.load_profile("untimed")
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this project."""
+    parser.addoption(
+        "--view-python",
+        metavar="PATH",
+        type=Path,
+        default=Path(__file__).resolve().parents[1] / ".venv-view" / "bin" / "python",
+        help="Python of an environment with the viewer's packages (default: the one `make view` makes)",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_each() -> None:
     """Several test processes share the cores; a thread pool in each would only make them wait for one another."""

@@ -17,7 +17,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "MambaSegLib": REPOSITORY / "MambaSegLib",
     "MambaSegTraining": REPOSITORY / "Training" / "MambaSegTraining",
+    "MambaSegView": REPOSITORY / "MambaSegView",
     "MambaSegmentation": REPOSITORY / "MambaSegmentation",
+}
+IN_WHEEL = {
+    **{name: PACKAGES[name] for name in ("MambaSegLib", "MambaSegTraining", "MambaSegView")},
+    "MambaSegmentationLib": PACKAGES["MambaSegmentation"]
+    / "MambaSegmentationLib",  # the viewer uses the module's logic
 }
 SLICER_ONLY = {
     "slicer",
@@ -30,9 +36,10 @@ SLICER_ONLY = {
     "MambaSegmentationLib",
 }
 FORBIDDEN = {
-    "MambaSegLib": SLICER_ONLY | {"MambaSegTraining"},
-    "MambaSegTraining": SLICER_ONLY,
-    "MambaSegmentation": {"MambaSegTraining"},
+    "MambaSegLib": SLICER_ONLY | {"MambaSegTraining", "MambaSegView"},
+    "MambaSegTraining": SLICER_ONLY | {"MambaSegView"},
+    "MambaSegView": {"qt", "ctk", "MambaSegTraining"},
+    "MambaSegmentation": {"MambaSegTraining", "MambaSegView"},
 }
 HEAVY = ("torch", "SimpleITK", "scipy", "numba", "safetensors", "triton", "monai", "matplotlib", "skimage", "nilearn")
 NUMPY_ONLY = "import sys; sys.modules.update(dict.fromkeys({heavy!r})); {statement}"
@@ -122,25 +129,13 @@ def test_cmake_names_every_file_of_the_folder(module):
     assert len(listed) == len(set(listed)), "a file is listed twice"
 
 
-@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("cc")), reason="needs CMake and a C compiler")
-def test_the_extension_installs_an_importable_library(tmp_path):
-    stand_in = REPOSITORY / "Testing" / "slicer_cmake"
-    run("cmake", "-S", REPOSITORY, "-B", tmp_path / "build", f"-DSlicer_DIR={stand_in}")
-    run("cmake", "--build", tmp_path / "build")
-    run("cmake", "--install", tmp_path / "build", "--prefix", tmp_path / "installed")
-    modules = tmp_path / "installed" / "lib" / "Slicer-5.12" / "qt-scripted-modules"
-    assert files_below(modules / "MambaSegLib") == files_below(PACKAGES["MambaSegLib"])
-    found = run(sys.executable, "-c", "import MambaSegLib; print(MambaSegLib.__file__)", cwd=modules)
-    assert Path(found.strip()) == modules / "MambaSegLib" / "__init__.py"
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel pip builds, from a copy: building leaves files behind that would slip into the next wheel."""
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE.txt"):
         shutil.copy(REPOSITORY / name, source)
-    for name in ("MambaSegLib", "MambaSegmentation", "Training", "Testing"):
+    for name in ("MambaSegLib", "MambaSegView", "MambaSegmentation", "Training", "Testing"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     target = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--quiet", "-w", target)
@@ -149,12 +144,8 @@ def wheel(tmp_path_factory):
         yield archive
 
 
-def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
-    expected = {
-        f"{package}/{name}"
-        for package in ("MambaSegLib", "MambaSegTraining")
-        for name in files_below(PACKAGES[package])
-    }
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
+    expected = {f"{package}/{name}" for package, folder in IN_WHEEL.items() for name in files_below(folder)}
     contents = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert contents == expected
 

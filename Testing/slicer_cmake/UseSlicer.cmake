@@ -1,5 +1,7 @@
-# Stand-in for the one Slicer macro this extension calls. As Slicer's: a listed file that does not exist is an error,
+# Stand-ins for the two Slicer commands this extension calls. As Slicer's: a listed file that does not exist is an error,
 # files keep their path below the module's folder, and WITH_SUBDIR puts that folder beside the modules as a package.
+include(CTest)
+
 function(slicerMacroBuildScriptedModule)
   cmake_parse_arguments(PARSE_ARGV 0 module "WITH_SUBDIR;WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES")
   if(module_UNPARSED_ARGUMENTS OR NOT module_NAME)
@@ -17,4 +19,13 @@ function(slicerMacroBuildScriptedModule)
     get_filename_component(parent ${file} DIRECTORY)
     install(FILES ${file} DESTINATION ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR}${subfolder}/${parent})
   endforeach()
+endfunction()
+
+function(slicer_add_python_unittest)
+  cmake_parse_arguments(PARSE_ARGV 0 test "" "SCRIPT" "")
+  if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${test_SCRIPT})
+    message(FATAL_ERROR "The test ${test_SCRIPT} does not exist")
+  endif()
+  get_filename_component(name ${test_SCRIPT} NAME_WE)
+  add_test(NAME py_${name} COMMAND ${Slicer_LAUNCHER_EXECUTABLE} --testing --python-script ${test_SCRIPT})
 endfunction()

@@ -60,6 +60,9 @@ class Application:
 
         qt.QApplication.processEvents()
 
+    def connect(self, signal: str, action: Any) -> None:
+        """Nothing is sent: the application is never started."""
+
     def layoutManager(self) -> None:
         return None
 
