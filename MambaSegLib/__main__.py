@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from MambaSegLib import __version__
-from MambaSegLib.commands import batch, doctor, models, networks, segment, view
+from MambaSegLib.commands import batch, doctor, models, networks, remote, remote_job, segment, view
 from MambaSegLib.commands.failures import guarded
 from MambaSegLib.commands.parsing import Parser
 from MambaSegLib.commands.reporting import Reporter, reporter
@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="mambaseg", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"mambaseg {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for command in (segment, batch, view, models, networks, doctor):
+    for command in (segment, batch, view, models, networks, doctor, remote, remote_job):
         command.add_parser(subparsers)
     return parser
 

@@ -77,6 +77,7 @@ class MambaSegmentationParameterNode:
     device: str = "auto"
     backend: str = "auto"
     folds: str = "all"
+    host: str = ""
     wheelFolder: str = ""
     mirroring: bool = False
     uncertainty: bool = False

@@ -177,7 +177,7 @@ def reporter(*, events: bool, verbose: bool = False) -> Iterator[Reporter]:
     with contextlib.ExitStack() as stack:
         person = HumanReporter(verbose=verbose)
         chosen: Reporter = EventReporter(stack.enter_context(_private_stdout())) if events else person
-        stack.enter_context(_library_log(chosen))
+        stack.enter_context(library_log(chosen))
         yield chosen
 
 
@@ -207,7 +207,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _library_log(target: Reporter) -> Iterator[None]:
+def library_log(target: Reporter) -> Iterator[None]:
+    """Hand what the library logs to a reporter."""
     logger = logging.getLogger("MambaSegLib")
     handler = _Forward(target)
     level, propagate = logger.level, logger.propagate

@@ -150,7 +150,7 @@ class FolderRun(BatchRun):
         self.outputFolder = outputFolder
         self._inputFolder, self._bundle, self._options = inputFolder, bundle, options
         self._format, self._patterns = fileFormat, patterns or {}
-        self._begin(command)
+        self._begin(command, options.host)
 
     def _words(self) -> list[str]:
         if not self._inputFolder.is_dir():

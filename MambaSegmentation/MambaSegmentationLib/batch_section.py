@@ -20,6 +20,7 @@ from MambaSegmentationLib.outcomes_file import earlierOutcomes
 from MambaSegmentationLib.widgets import Dialogs, choose, chooseInto, chosen, fill, setText
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")
+_ROW_PIXELS = 22
 
 
 class BatchSection:
@@ -106,6 +107,7 @@ class BatchSection:
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(text)
                 table.setItem(row, column, item)
+        table.resizeColumnsToContents()
         table.setVisible(bool(outcomes))
 
     def _connect(self) -> None:
@@ -199,6 +201,7 @@ class BatchSection:
         table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
         table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
         table.verticalHeader().setVisible(False)
+        table.verticalHeader().setDefaultSectionSize(_ROW_PIXELS)
         table.horizontalHeader().setStretchLastSection(True)
         table.setVisible(False)
 

@@ -73,7 +73,7 @@ class SceneBatchRun(CasesRun):
         self.segmentationNodes: list[Any] = [None] * len(cases)
         self.changes: list[SceneChange] = []
         self._taken = 0
-        self._begin(request.command)
+        self._begin(request.command, request.options.host)
         self._watch = SceneWatch(self.name, [node for nodes in cases for node in nodes], self.cancel)
 
     def poll(self) -> bool:

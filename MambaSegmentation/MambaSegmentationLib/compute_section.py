@@ -21,13 +21,15 @@ class ComputeSection:
 
     Attributes:
         onChange: Called when something else is chosen.
-        onOpen: Called when the section is unfolded and it is not known yet what this computer has.
+        onOpen: Called when the section is unfolded and it is not known yet what the computer has.
+        onTest: Called when the person wants to know whether another computer answers.
     """
 
     def __init__(self, ui: Any, choices: Choices, dialogs: Dialogs) -> None:
         """Fill and connect the widgets."""
         self.onChange: Callable[[], None] = lambda: None
         self.onOpen: Callable[[], None] = lambda: None
+        self.onTest: Callable[[], None] = lambda: None
         self._ui, self._choices = ui, choices
         self._computer: Computer | None = None
         self._folds: tuple[int, ...] = ()
@@ -41,14 +43,21 @@ class ComputeSection:
         ui.wheelFolderButton.clicked.connect(
             lambda *_args: chooseInto(ui.wheelFolderEdit, dialogs.chooseFolder(_("Folder of wheels")))
         )
+        ui.hostEdit.textChanged.connect(lambda text: self._onHost(str(text).strip()))
+        ui.hostButton.clicked.connect(lambda *_: self.onTest())
         ui.mirroringCheck.toggled.connect(lambda *_: self.onChange())
+        ui.hostButton.setEnabled(False)
         ui.advancedGroup.contentsCollapsed.connect(lambda collapsed: self._onCollapsed(bool(collapsed)))
         self._explain()
 
     def labels(self) -> list[Any]:
         """Labels of the rows, to be aligned."""
         ui = self._ui
-        return [ui.deviceLabel, ui.backendLabel, ui.foldsLabel, ui.mirroringLabel, ui.wheelFolderLabel]
+        return [ui.hostLabel, ui.deviceLabel, ui.backendLabel, ui.foldsLabel, ui.mirroringLabel, ui.wheelFolderLabel]
+
+    def host(self) -> str:
+        """Another computer that computes; "" is this one."""
+        return str(self._choices.get("host")).strip()
 
     def options(self) -> dict[str, Any]:
         """Words for `Segmenter.start`."""
@@ -58,6 +67,7 @@ class ComputeSection:
             "scan": chosen(self._ui.backendSelector),
             "folds": () if folds in ("all", "") else (int(folds),),
             "mirroring": bool(self._choices.get("mirroring", False)),
+            "host": self.host(),
         }
 
     def setModel(self, model: ListedModel | None) -> None:
@@ -68,16 +78,24 @@ class ComputeSection:
         entries = [("all", every), *(single if len(self._folds) > 1 else [])]
         fill(self._ui.foldsSelector, entries, self._choices.get("folds", "all"))
 
-    def setComputer(self, computer: Computer) -> None:
-        """Write what is out, and why."""
+    def setComputer(self, computer: Computer | None) -> None:
+        """Write what is out, and why; None: it is not known."""
         self._computer = computer
         self._explain()
+
+    def _onHost(self, host: str) -> None:
+        self._ui.hostButton.setEnabled(bool(host))
+        if host != self.host():
+            self._choices.store("host", host)
+            self.setComputer(None)
+            self.onChange()
 
     def show(self) -> None:
         """Show the stored choices."""
         for selector, name in self._stored().items():
             choose(selector, self._choices.get(name))
         setText(self._ui.wheelFolderEdit, self._choices.get("wheelFolder"))
+        setText(self._ui.hostEdit, self._choices.get("host"))
         self._explain()
 
     def _stored(self) -> dict[Any, str]:
@@ -89,17 +107,28 @@ class ComputeSection:
         self.onChange()
 
     def _onCollapsed(self, collapsed: bool) -> None:
-        if not collapsed and self._computer is None:
+        if not collapsed and self._computer is None and not self.host():
             self.onOpen()
 
     def _explain(self) -> None:
         computer, device = self._computer, chosen(self._ui.deviceSelector)
+        problems = {}
         for name, title in self._devices.items():
-            problem = computer.deviceProblem(name) if computer is not None else ""
-            explain(self._ui.deviceSelector, name, title, _sentence(problem))
+            problems[name] = _sentence(computer.deviceProblem(name)) if computer is not None else ""
+            explain(self._ui.deviceSelector, name, title, problems[name])
         for name in BACKENDS:
-            problem = computer.backendProblem(name, device) if computer is not None else whyUnavailable(name)
-            explain(self._ui.backendSelector, name, name, _sentence(problem))
+            here = "" if self.host() else whyUnavailable(name)
+            problem = computer.backendProblem(name, device) if computer is not None else here
+            problems[name] = _sentence(problem)
+            explain(self._ui.backendSelector, name, name, problems[name])
+        picked = (device, chosen(self._ui.backendSelector))
+        notes = [
+            _("{name} is not available: {reason}.").format(name=name, reason=problems[name])
+            for name in picked
+            if problems.get(name)
+        ]
+        self._ui.computeNoteLabel.setText("<br>".join(notes))
+        self._ui.computeNoteLabel.setVisible(bool(notes))
 
 
 def whyUnavailable(backend: str) -> str:

@@ -55,6 +55,7 @@ class Estimate:
         freeBytes: Main memory that is free now; 0 where unknown.
         tiles: Tiles the image is cut into.
         frames: Images; all of them are in `seconds`.
+        host: Another computer that would compute; "" is this one.
     """
 
     seconds: float
@@ -62,6 +63,7 @@ class Estimate:
     freeBytes: int
     tiles: int
     frames: int = 1
+    host: str = ""
 
 
 class ComputerRun(Job):
@@ -70,14 +72,18 @@ class ComputerRun(Job):
     Attributes:
         computer: The answer; None until done.
         estimate: What the request will need; None until done, or without a request.
+        host: Another computer that is asked; "" is this one.
     """
 
-    def __init__(self, request: Request | None = None, *, frames: int = 1, command: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, request: Request | None = None, *, frames: int = 1, host: str = "", command: tuple[str, ...] = ()
+    ) -> None:
         """Start the worker.
 
         Args:
             request: What to estimate; None asks about the computer only.
             frames: How many images of this size there are.
+            host: Another computer that is asked; "" is this one.
             command: First words of the worker's command line; () takes this Python and library.
 
         Raises:
@@ -87,8 +93,8 @@ class ComputerRun(Job):
         super().__init__("this computer" if request is None else request.nodes[0].GetName())
         self.computer: Computer | None = None
         self.estimate: Estimate | None = None
-        self._request, self._frames = request, frames
-        self._begin(command)
+        self._request, self._frames, self.host = request, frames, host
+        self._begin(command, host)
 
     def _words(self) -> list[str]:
         words = ["doctor", "--quick", "--events"]
@@ -114,9 +120,8 @@ class ComputerRun(Job):
         self.computer = Computer(tuple(dict.fromkeys(names)), result["unavailable_devices"], backends, free)
         need = result["estimate"]
         if need is not None:
-            self.estimate = Estimate(
-                self._frames * float(need["seconds"]), int(need["memory_bytes"]), free, int(need["tiles"]), self._frames
-            )
+            seconds, memory = self._frames * float(need["seconds"]), int(need["memory_bytes"])
+            self.estimate = Estimate(seconds, memory, free, int(need["tiles"]), self._frames, self.host)
 
     def _cancelled(self) -> str:
         return "Cancelled."

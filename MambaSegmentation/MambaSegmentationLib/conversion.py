@@ -100,6 +100,15 @@ def regionBounds(roiNode: slicer.vtkMRMLDisplayableNode, node: slicer.vtkMRMLSca
     return (*(float(v) for pair in zip(low, high, strict=True) for v in pair),)  # type: ignore[return-value]
 
 
+def fitRegion(roiNode: slicer.vtkMRMLMarkupsROINode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Draw a region around an image, transforms included."""
+    bounds = [0.0] * 6
+    node.GetRASBounds(bounds)
+    lower, upper = np.array(bounds[::2]), np.array(bounds[1::2])
+    roiNode.SetCenterWorld(*((lower + upper) / 2))
+    roiNode.SetSizeWorld(*(upper - lower))
+
+
 def regionBox(bounds: Bounds, geometry: Geometry) -> Box:
     """Voxels of a region given in RAS mm.
 

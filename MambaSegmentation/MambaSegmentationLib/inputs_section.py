@@ -13,6 +13,7 @@ from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Channel
 from MambaSegmentationLib.channels import isImage, suggestedNodes
 from MambaSegmentationLib.choices import Choices
+from MambaSegmentationLib.conversion import fitRegion
 from MambaSegmentationLib.frames import numberOfFrames
 from MambaSegmentationLib.widgets import choose, chosen, fill
 
@@ -32,6 +33,7 @@ class InputsSection:
         self._rows: list[tuple[Any, Any]] = []
         for selector in (ui.roiSelector, ui.outputSelector):
             selector.setMRMLScene(slicer.mrmlScene)
+        ui.roiSelector.nodeAddedByUser.connect(lambda node: self._placeRegion(node))
         ui.roiSelector.currentNodeIDChanged.connect(lambda *_: self.onChange())
         fill(ui.framesSelector, [("current", _("The one that is shown")), ("all", _("All"))], "current")
         ui.framesSelector.currentIndexChanged.connect(lambda *_: self._onFrames())
@@ -110,6 +112,12 @@ class InputsSection:
             self._choices.storeChannelNode(self._channels[number].name, self._rows[number][1].currentNode())
         self._showFrames()
         self.onChange()
+
+    def _placeRegion(self, roiNode: Any) -> None:
+        """A new region is drawn around the image, to be made smaller by its handles."""
+        image = next((node for node in self.nodes().values() if node is not None), None)
+        if image is not None:
+            fitRegion(roiNode, image)
 
     def _onFrames(self) -> None:
         self._choices.store("frames", chosen(self._ui.framesSelector))

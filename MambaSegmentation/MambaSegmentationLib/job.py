@@ -110,11 +110,12 @@ class Job:
             raise self.error
         return self._result()
 
-    def _begin(self, command: Sequence[str] = ()) -> None:
+    def _begin(self, command: Sequence[str] = (), host: str = "") -> None:
         """Start the worker.
 
         Args:
             command: First words of its command line; () takes this Python and library.
+            host: Another computer that computes; "" is this one.
 
         Raises:
             MambaSegError: What `_words` refuses; nothing is left behind then.
@@ -122,7 +123,7 @@ class Job:
         """
         self._folder = Path(tempfile.mkdtemp(prefix="mambaseg-"))
         try:
-            words = [*(command or libraryCommand()), *self._words()]
+            words = [*(command or libraryCommand()), *(["remote", host] if host else []), *self._words()]
             self._worker = Worker(words, environment=libraryEnvironment(), onEvent=self._hear, onLog=self.log.append)
         except BaseException as error:
             self._removeFolder()

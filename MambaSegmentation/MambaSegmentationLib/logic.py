@@ -51,15 +51,13 @@ class Segmenter:
         """
         self._checkIdle()
         request = self._request(nodes, model, roiNode, outputNode, options)
-        self._checkPackages()
+        self._checkPackages(request.options)
         kind = SequenceRun if request.options.frames == "all" else SegmentationRun
         run = kind(request)
         self._run = run
         return run
 
-    def startMany(
-        self, cases: Sequence[Nodes], *, model: str = DEFAULT_MODEL, roiNode: Any = None, **options: Any
-    ) -> SceneBatchRun:
+    def startMany(self, cases: Sequence[Nodes], *, model: str = DEFAULT_MODEL, **options: Any) -> SceneBatchRun:
         """Start segmenting several images of the scene, one after the other.
 
         Raises:
@@ -70,9 +68,9 @@ class Segmenter:
         if not cases:
             message = "No image was chosen. Mark the images to be segmented."
             raise InputError(message)
-        request = self._request(cases[0], model, roiNode, None, options)
+        request = self._request(cases[0], model, None, None, options)
         ordered = [orderedNodes(nodes, request.bundle) for nodes in cases]
-        self._checkPackages()
+        self._checkPackages(request.options)
         run = SceneBatchRun(ordered, request)
         self._run = run
         return run
@@ -96,7 +94,7 @@ class Segmenter:
         self._checkIdle()
         bundle = self._bundle(model)
         checked = Options.checked(**options)
-        self._checkPackages()
+        self._checkPackages(checked)
         run = FolderRun(
             bundle,
             Path(inputFolder),
@@ -122,7 +120,7 @@ class Segmenter:
         self._checkIdle()
         bundle = self._bundle(model)
         checked = Options.checked(**options)
-        self._checkPackages()
+        self._checkPackages(checked)
         run = DicomRun(bundle, series, Path(outputFolder), checked, fileFormat=fileFormat, command=self.workerCommand)
         self._run = run
         return run
@@ -137,17 +135,17 @@ class Segmenter:
             EnvironmentProblemError: If a package is missing.
         """
         request = self._request(nodes, model, roiNode, None, options)
-        self._checkPackages()
+        self._checkPackages(request.options)
         frames = max(map(numberOfFrames, request.nodes)) if request.options.frames == "all" else 1
-        return ComputerRun(request, frames=frames, command=self.workerCommand)
+        return ComputerRun(request, frames=frames, host=request.options.host, command=self.workerCommand)
 
-    def startLook(self) -> ComputerRun:
-        """Start finding out which devices and scan backends there are.
+    def startLook(self, host: str = "") -> ComputerRun:
+        """Start finding out which devices and scan backends this computer has, or another one.
 
         Raises:
             EnvironmentProblemError: If the worker cannot be started.
         """
-        return ComputerRun(command=self.workerCommand)
+        return ComputerRun(host=host, command=self.workerCommand)
 
     def models(self) -> tuple[ListedModel, ...]:
         """All models, those that came with the program first; damaged ones with their problem."""
@@ -186,7 +184,9 @@ class Segmenter:
             message = "A segmentation is running already. Wait until it is done, or cancel it."
             raise InputError(message)
 
-    def _checkPackages(self) -> None:
+    def _checkPackages(self, options: Options) -> None:
+        if options.host:  # nothing is computed here
+            return
         missing = dependencies.missingPackages()
         if missing:
             names = ", ".join(package.name for package in missing)

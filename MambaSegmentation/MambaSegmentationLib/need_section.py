@@ -36,7 +36,7 @@ class NeedSection:
             return
         self._ui.estimateButton.setEnabled(key is not None)
         need = self._known.get(key)
-        self._say(needText(need) if need is not None else _("Time and memory on this computer: not estimated yet."))
+        self._say(needText(need) if need is not None else _("Time and memory: not estimated yet."))
 
     def begin(self, run: ComputerRun, text: str) -> None:
         """Watch a measurement for the choice that is shown, saying `text` meanwhile."""
@@ -57,8 +57,11 @@ class NeedSection:
         if run.computer is not None:
             self.onComputer(run.computer)
         self.show(self._key)
+        if run.computer is not None and run.estimate is None and run.host:
+            words = _("{computer} answers. It computes on: {devices}.")
+            self._say(words.format(computer=run.host, devices=", ".join(run.computer.devices)))
         if run.error is not None and run.state == "failed":
-            self._say(_("Could not be estimated: {reason}").format(reason=run.error))
+            self._say(_("No answer: {reason}").format(reason=run.error))
         return True
 
     def stop(self) -> None:
@@ -82,14 +85,14 @@ def needKey(nodes: Any, model: str, options: dict[str, Any], roiNode: Any, frame
             box = conversion.regionBox(conversion.regionBounds(roiNode, node), geometry).slices
     except ValueError:
         return None  # what is wrong is said when the person presses Apply
-    how = tuple(options[name] for name in ("device", "scan", "folds", "mirroring"))
+    how = tuple(options[name] for name in ("device", "scan", "folds", "mirroring", "host"))
     return (geometry.shape, geometry.spacing_mm, str(box), model, how, frames)
 
 
 def needText(need: Estimate) -> str:
     """E.g. "On this computer: about 12 s, 0.9 GiB of memory (20.3 GiB free)."."""
-    text = _("On this computer: about {time}, {memory:.1f} GiB of memory").format(
-        time=duration(need.seconds), memory=need.memoryBytes / 2**30
+    text = _("On {computer}: about {time}, {memory:.1f} GiB of memory").format(
+        computer=need.host or _("this computer"), time=duration(need.seconds), memory=need.memoryBytes / 2**30
     )
     free = _(" ({free:.1f} GiB free)").format(free=need.freeBytes / 2**30) if need.freeBytes else ""
     if need.freeBytes and need.memoryBytes > need.freeBytes:

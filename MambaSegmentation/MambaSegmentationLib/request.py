@@ -32,6 +32,7 @@ class Options:
         show3D: Make surfaces, so that the segments appear in 3D views.
         frame: Which component of a 4D image, from 0; None if there is one.
         frames: Of an image in a sequence, or with several components: the "current" frame, or "all" of them.
+        host: Another computer that computes, as `ssh` knows it (see `mambaseg remote --help`); "" is this one.
     """
 
     device: str = "auto"
@@ -43,6 +44,7 @@ class Options:
     show3D: bool = False
     frame: int | None = None
     frames: Literal["current", "all"] = "current"
+    host: str = ""
 
     @classmethod
     def checked(cls, **words: Any) -> Options:

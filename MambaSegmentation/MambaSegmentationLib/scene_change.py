@@ -1,6 +1,6 @@
 """What a run did to the scene, so that it can be undone.
 
-Slicer's own undo covers only nodes that have it switched on, and by default none has.
+Slicer's own undo is off by default and covers only nodes that have it switched on. Where it is on, these nodes have it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class SceneChange:
         """
         self.undone = False
         self._scene = scene
+        if scene.GetUndoFlag():
+            scene.SaveStateForUndo()
         self._before = _nodeIds(scene)
         self._added: list[Any] = []
         self._output = _OutputState(outputNode) if outputNode is not None else None
@@ -41,6 +43,8 @@ class SceneChange:
         before = set(self._before)
         # The nodes themselves: after the scene is closed, another node may have the name one of them had.
         self._added = [self._scene.GetNodeByID(nodeId) for nodeId in _nodeIds(self._scene) if nodeId not in before]
+        for node in self._added:
+            node.SetUndoEnabled(bool(self._scene.GetUndoFlag()))
         if kind is not None:
             self.undo()
 

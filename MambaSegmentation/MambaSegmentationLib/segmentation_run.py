@@ -45,7 +45,7 @@ class SegmentationRun(Job):
         self.change: SceneChange | None = None
         self._request = request
         self._source = frames.sourceName(request.nodes[0], request.options.frame)
-        self._begin(request.command)
+        self._begin(request.command, request.options.host)
         output = [request.outputNode] if request.outputNode is not None else []
         self._watch = SceneWatch(self.name, [*request.nodes, *output], self.cancel)
 

@@ -49,7 +49,7 @@ class SequenceRun(CasesRun):
         self._frames: Frames = framesOf(request.nodes)
         self.cases = len(self._frames.indexValues)
         _checkOutput(request.outputNode)
-        self._begin(request.command)
+        self._begin(request.command, request.options.host)
         nodes = [*request.nodes, *self._frames.sequences, self._frames.browser, request.outputNode]
         self._watch = SceneWatch(self.name, [node for node in nodes if node is not None], self.cancel)
 

@@ -52,6 +52,7 @@ class Window:
         self._choices = Choices()
         self._guiTag: Any = None
         self._began = 0.0
+        self._agreed: set[str] = set()
         self.models = ModelSection(self.ui, self._segmenter, self._choices, self.dialogs)
         self.inputs = InputsSection(self.ui, self._choices)
         self.batch = BatchSection(self.ui, self._segmenter, self._choices, self.dialogs)
@@ -100,6 +101,7 @@ class Window:
         for section in (self.inputs, self.batch, self.compute):
             section.onChange = self._update
         self.compute.onOpen = self._look
+        self.compute.onTest = self._test
         self.need.onComputer = self.compute.setComputer
 
     def _connectButtons(self, disclaimer: str) -> None:
@@ -180,6 +182,8 @@ class Window:
         try:
             if not self.models.accepted(model):
                 self.runs.say(_("The license was not accepted, so nothing was segmented."))
+            elif not self._maySend():
+                self.runs.say(_("Nothing was sent, so nothing was segmented."))
             elif not self._installMissing():
                 self.runs.say(_("Nothing was installed, so nothing was segmented."))
             else:
@@ -205,7 +209,7 @@ class Window:
     def _installMissing(self) -> bool:
         """Ask for and install what is missing; returns whether segmenting can start."""
         missing = dependencies.missingPackages()
-        if not missing:
+        if not missing or self.compute.host():
             return True
         text = str(self._choices.get("wheelFolder")).strip()
         folder = Path(text) if text else None
@@ -214,6 +218,17 @@ class Window:
             return False
         self.runs.say(_("Installing packages..."))
         dependencies.install(missing, wheelFolder=folder)
+        return True
+
+    def _maySend(self) -> bool:
+        """Images leave this computer only after the person has agreed, once per computer they go to."""
+        host = self.compute.host()
+        question = _("The images and the model are sent to {host} over SSH and deleted there in the end. Send them?")
+        if not host or host in self._agreed:
+            return True
+        if not self.dialogs.confirm(_("Another computer computes"), question.format(host=host)):
+            return False
+        self._agreed.add(host)
         return True
 
     def _begin(self, run: Job) -> None:
@@ -304,4 +319,12 @@ class Window:
         """Find out what this computer has, when its owner wants to choose; without PyTorch there is no telling."""
         if self.need.run is None and not dependencies.missingPackages():
             self.need.begin(self._segmenter.startLook(), _("Looking for devices and backends..."))
+            self._timer.start()
+
+    def _test(self) -> None:
+        """Find out whether another computer answers."""
+        if self.need.run is None:
+            self.need.begin(
+                self._segmenter.startLook(self.compute.host()), _("Asking {host}...").format(host=self.compute.host())
+            )
             self._timer.start()

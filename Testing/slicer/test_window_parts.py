@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
+import sys
 import threading
 
 import numpy as np
@@ -147,6 +149,21 @@ def test_frames_are_offered_for_a_sequence_only(ready, addSequence, oblique_geom
         assert np.array_equal(found == 1, bright(array))
 
 
+def test_a_new_region_is_drawn_around_the_image(ready, obliqueVolume):
+    _, ui, errors = ready
+    ui.roiSelector.addNode()
+    bounds = [0.0] * 6
+    obliqueVolume.GetRASBounds(bounds)
+    found = [0.0] * 6
+    ui.roiSelector.currentNode().GetRASBounds(found)
+    np.testing.assert_allclose(found, bounds, atol=1e-4)
+    box = conversion.regionBox(
+        conversion.regionBounds(ui.roiSelector.currentNode(), obliqueVolume), conversion.volumeGeometry(obliqueVolume)
+    )
+    assert box.shape == conversion.volumeGeometry(obliqueVolume).shape
+    assert errors == []
+
+
 def test_undo_takes_everything_back(ready, scene, thresholdWorker):
     window, ui, _ = ready
     window._segmenter.workerCommand = thresholdWorker
@@ -164,6 +181,21 @@ def test_undo_takes_everything_back(ready, scene, thresholdWorker):
     assert output.GetSegmentation().GetNumberOfSegments() == 1
     assert contents(scene) == before
     assert not ui.undoButton.isEnabled()
+
+
+def test_slicers_own_undo_works_where_it_is_on(ready, scene, thresholdWorker):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = thresholdWorker
+    before = contents(scene)
+    scene.SetUndoOn()
+    try:
+        ui.applyButton.click()
+        waitFor(lambda: not window._isBusy(), 30)
+        assert contents(scene) != before
+        scene.Undo()
+        assert contents(scene) == before
+    finally:
+        scene.SetUndoOff()
 
 
 def test_an_estimate_is_shown_kept_and_belongs_to_its_choice(ready, workerOf):
@@ -208,6 +240,43 @@ def test_unfolding_advanced_writes_the_reason_beside_what_is_out(ready, workerOf
     assert not ui.backendSelector.model().item(triton).isEnabled()
     assert ui.backendSelector.model().item(ui.backendSelector.findData("numba")).isEnabled()
     assert ui.deviceSelector.itemText(1) == "CPU"
+    assert ui.computeNoteLabel.isHidden()
+    ui.deviceSelector.setCurrentIndex(2)
+    assert ui.computeNoteLabel.text() == "cuda is not available: no NVIDIA GPU or driver found."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ssh is a shell script")
+def test_another_computer_computes_once_the_person_has_agreed(ready, tmp_path, monkeypatch, obliqueVolume):
+    """Over a stand-in for ssh that stays here; PyTorch is not needed in Slicer then."""
+    window, ui, errors = ready
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    program = f"{sys.executable} -m MambaSegLib"
+    ssh.write_text(f'#!/bin/sh\nfor last; do :; done\nexec {program} "${{last#mambaseg }}"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
+    ui.hostEdit.setText("ada@far")
+    ui.hostButton.click()
+    assert "Asking ada@far" in ui.needLabel.text()
+    waitFor(lambda: "ada@far answers. It computes on: cpu" in ui.needLabel.text(), 60)
+    asked = []
+    window.dialogs.confirm = lambda title, text: bool(asked.append(text))
+    ui.applyButton.click()
+    assert "sent to ada@far" in asked[0]
+    assert "Nothing was sent" in ui.statusLabel.text()
+    monkeypatch.setattr(dependencies, "missingPackages", lambda: dependencies.PACKAGES[:1])
+    window.dialogs.confirm = lambda title, text: asked.append(text) or True
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 120)
+    assert len(asked) == 2
+    assert errors == []
+    found = conversion.labelsFromSegmentation(window.run.segmentationNode, obliqueVolume).array
+    assert found.any()
+    ssh.write_text("#!/bin/sh\necho 'Permission denied (publickey).' >&2\nexit 255\n")
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 60)
+    assert "ada@far could not be reached: Permission denied" in errors[0]
+    assert ui.applyButton.isEnabled()
 
 
 def test_without_packages_nothing_is_looked_for(ready, monkeypatch):

@@ -26,6 +26,7 @@ class qMRMLNodeComboBox(qt.QComboBox):
 
     currentNodeChanged = qt.Signal(object)
     currentNodeIDChanged = qt.Signal(str)
+    nodeAddedByUser = qt.Signal(object)
 
     def _option(name: str, kind: Any, default: Any) -> Any:  # noqa: N805 (makes properties of the class)
         return qt.Property(
@@ -85,6 +86,12 @@ class qMRMLNodeComboBox(qt.QComboBox):
 
     def setCurrentNode(self, node: Any) -> None:
         self.setCurrentIndex(self.findData(node.GetID() if node else ""))
+
+    def addNode(self) -> None:
+        """What the entry "Create new" does."""
+        node = self._scene.AddNewNodeByClass(self._types[0])
+        self.setCurrentNode(node)
+        self.nodeAddedByUser.emit(node)
 
     def _nodes(self) -> list[Any]:
         nodes = [self._scene.GetNthNode(n) for n in range(self._scene.GetNumberOfNodes())]

@@ -1,0 +1,230 @@
+"""`mambaseg remote`: the same command on another computer, over SSH; images go there, results come back."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from MambaSegLib.bundle import load_bundle
+from MambaSegLib.commands.remote_job import OUT
+from MambaSegLib.commands.reporting import Reporter
+from MambaSegLib.commands.session import Outputs, check_outputs, parse_inputs
+from MambaSegLib.commands.wire import PROTOCOL, Wire, safe_name
+from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError, MambaSegError
+from MambaSegLib.progress import Progress
+
+_KINDS = {2: InputError, 3: EnvironmentProblemError, 130: CancelledError}
+_SPLIT_SUFFIXES = (".mhd", ".nhdr")
+_UNREACHABLE, _NOT_FOUND = 255, 127
+_SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=15")
+_EPILOG = """example:
+  mambaseg remote ada@gpu-server segment t1.nii.gz -o t1.seg.nrrd
+
+The other computer needs MambaSegmentation (`pip install`, no server, no open port) and SSH access with a key: no password
+is asked for. Images, model and results travel encrypted by SSH; there, they are in a temporary folder that is deleted
+in the end. The commands are segment, batch and doctor.
+"""
+
+
+@dataclass
+class _Job:
+    """What goes to the other computer.
+
+    Attributes:
+        words: The command there.
+        files: Name there -> file here.
+        results: Name there -> where it goes here; a folder's name ends with "/".
+    """
+
+    words: list[str]
+    files: dict[str, Path] = field(default_factory=dict)
+    results: dict[str, Path] = field(default_factory=dict)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "remote",
+        help="run segment, batch or doctor on another computer, over SSH",
+        description="Run a command on another computer, over SSH.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("host", metavar="[USER@]HOST", help="as `ssh` knows it")
+    parser.add_argument("--program", default="mambaseg", help="the command there (default: %(default)s)")
+    parser.add_argument("--ssh", default="ssh", help="the SSH client here (default: %(default)s)")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="segment, batch or doctor ...")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
+    """Send a job, relay what it says, take in what it writes."""
+    if arguments.host.startswith("-"):
+        message = f"{arguments.host} is no name of a computer."
+        raise InputError(message)
+    job = _job(arguments.words)
+    command = [arguments.ssh, *_SSH_OPTIONS, arguments.host, f"{arguments.program} remote-job"]
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as error:
+        message = f"The program {arguments.ssh} could not be started ({error}). Install an SSH client."
+        raise EnvironmentProblemError(message) from None
+    try:
+        return _converse(process, job, reporter, arguments.host)
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            _close(stream)
+
+
+def _converse(process: subprocess.Popen[bytes], job: _Job, reporter: Reporter, host: str) -> int:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    wire = Wire(process.stdout, process.stdin)
+    try:
+        reporter.progress(Progress(f"Sending to {host}", 0, len(job.files) or 1))
+        for number, (name, path) in enumerate(job.files.items(), start=1):
+            wire.send_file(name, path)
+            reporter.progress(Progress(f"Sending to {host}", number, len(job.files)))
+        wire.send({"protocol": PROTOCOL, "words": job.words})
+    except BrokenPipeError:
+        raise _lost(process, host) from None
+    while (message := wire.receive()) is not None:
+        if "file" in message:
+            wire.receive_file(message, _place(job, message))
+        elif message.get("event") == "end":
+            return int(message["code"])
+        else:
+            _relay(message, job, reporter)
+    raise _lost(process, host)
+
+
+def _relay(message: dict[str, Any], job: _Job, reporter: Reporter) -> None:
+    event = message.get("event")
+    if event == "progress":
+        reporter.progress(Progress(**message["progress"]), **message["details"])
+    elif event == "log":
+        reporter.log("warning" if message["level"] == "warning" else "info", str(message["message"]))
+    elif event == "result":
+        reporter.result(_here(message["text"], job), **{k: _here(v, job) for k, v in message["details"].items()})
+    elif event == "error":
+        raise _KINDS.get(int(message["code"]), MambaSegError)(str(message["message"]))
+
+
+def _job(words: Sequence[str]) -> _Job:
+    """Which files a command reads and writes, and its words with their names on the other computer."""
+    from MambaSegLib.__main__ import build_parser
+
+    if not words or words[0] not in ("segment", "batch", "doctor"):
+        message = "Give a command to run there: segment, batch or doctor."
+        raise InputError(message)
+    parsed = build_parser().parse_args(words)
+    job, names = _Job([]), {}
+    if words[0] == "segment":
+        outputs = Outputs(parsed.output, parsed.uncertainty, parsed.statistics)
+        check_outputs(outputs, parse_inputs(parsed.inputs), force=parsed.force)
+        for path in outputs.given():
+            names[str(path)] = f"{OUT}/{path.name}"
+            job.results[names[str(path)]] = path
+    elif words[0] == "batch":
+        names[str(parsed.folder)] = _add(job, parsed.folder, "in/images")
+        names[str(parsed.output)] = f"{OUT}/cases"
+        job.results[f"{OUT}/cases/"] = parsed.output
+        if parsed.output.is_dir():  # what an earlier run has done there is skipped there, too
+            _add(job, parsed.output, f"{OUT}/cases")
+    inputs = getattr(parsed, "inputs", None) or getattr(parsed, "input", None) or ()
+    for number, word in enumerate(inputs):
+        name, path = _named(word)
+        names[word] = name + _add(job, path, f"in/{number}")
+    job.words = [names.get(word, word) for word in _without_model(words)]
+    if words[0] != "doctor" or inputs:
+        bundle = load_bundle(parsed.model, models_dir=parsed.models_dir)
+        # Sent along, so that it is this very model that computes there.
+        job.words += ["--model", _add(job, bundle.path, "in/model" if bundle.path.is_file() else f"in/{bundle.name}")]
+    return job
+
+
+def _without_model(words: Sequence[str]) -> list[str]:
+    """The words without those that name the model here, and without --events: the answer is in events anyway."""
+    kept, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--model", "--models-dir"):
+            rest.pop(0)
+        elif not word.startswith(("--model=", "--models-dir=")) and word != "--events":
+            kept.append(word)
+    return kept
+
+
+def _named(word: str) -> tuple[str, Path]:
+    """The "NAME=" in front of a file, "" if there is none, and the file."""
+    inputs = parse_inputs([word])
+    if isinstance(inputs, Mapping):
+        ((name, path),) = inputs.items()
+        return f"{name}=", path
+    return "", inputs[0]
+
+
+def _add(job: _Job, path: Path, name: str) -> str:
+    """Send a file or a folder; returns what it is called there."""
+    if path.is_dir():
+        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            job.files[f"{name}/{file.relative_to(path).as_posix()}"] = file
+        return name
+    if path.suffix.lower() in _SPLIT_SUFFIXES:
+        message = f"{path} keeps its voxels in another file. Convert it to .nrrd or .mha to send it."
+        raise InputError(message)
+    job.files[f"{name}/{path.name}"] = path
+    return f"{name}/{path.name}"
+
+
+def _place(job: _Job, message: dict[str, Any]) -> Path:
+    """Where a file from the other computer goes; only what was asked for is taken."""
+    name = str(safe_name(message["file"]))
+    if name in job.results:
+        return job.results[name]
+    for folder, target in job.results.items():
+        if folder.endswith("/") and name.startswith(folder):
+            return target / name.removeprefix(folder)
+    error = f"The other computer sent a file nobody asked for: {name}."
+    raise InputError(error)
+
+
+def _here(value: Any, job: _Job) -> Any:
+    """Names of files there as names of files here, in what a result says."""
+    if not isinstance(value, str):
+        return value
+    for name, path in job.results.items():
+        value = value.replace(name.rstrip("/"), str(path))
+    return value
+
+
+def _lost(process: subprocess.Popen[bytes], host: str) -> MambaSegError:
+    """Why there is no more to be read."""
+    assert process.stderr is not None
+    assert process.stdin is not None
+    _close(process.stdin)
+    said = process.stderr.read().decode("utf-8", errors="replace").strip().splitlines()
+    code, last = process.wait(), said[-1] if said else "no reason given"
+    if code == _UNREACHABLE:
+        return EnvironmentProblemError(
+            f"{host} could not be reached: {last}. `ssh {host}` must work without a password; set up a key for it."
+        )
+    if code == _NOT_FOUND:
+        return EnvironmentProblemError(
+            f"{host} has no command mambaseg ({last}). Install MambaSegmentation there, or give its place with --program."
+        )
+    return EnvironmentProblemError(f"The connection to {host} ended unexpectedly (exit code {code}): {last}.")
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        try:
+            stream.close()
+        except BrokenPipeError:
+            return

@@ -1,0 +1,185 @@
+"""`mambaseg remote`, with a stand-in for ssh that runs the command on this computer: real processes, real pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MambaSegLib.__main__ import main
+from MambaSegLib.bundle import Bundle
+from MambaSegLib.commands.remote import _Job, _place
+from MambaSegLib.commands.wire import Wire, safe_name
+from MambaSegLib.errors import InputError
+from MambaSegLib.volume import Geometry
+from MambaSegLib.volume_io import read_labels, write_volume
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for ssh is a shell script")
+GRID = Geometry((16, 16, 16), (1.5, 1.0, 1.0), (0.0, 0.0, 0.0), ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)))
+QUICK = ["--scan", "pytorch", "--folds", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> str:
+    """A program that does what ssh does, but stays here; it works in a folder of its own."""
+    there = tmp_path / "there"
+    there.mkdir()
+    path = tmp_path / "ssh"
+    path.write_text(
+        f'#!/bin/sh\necho "Welcome!"\nfor last; do :; done\ncd {there} && TMPDIR={there} exec sh -c "$last"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def there(ssh: str, tmp_path: Path) -> list[str]:
+    """The words before the command."""
+    return ["remote", "--ssh", ssh, "--program", f"{sys.executable} -m MambaSegLib", "ada@far"]
+
+
+@pytest.fixture(autouse=True)
+def _library(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([parent, os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    array = np.random.default_rng(0).normal(100, 20, GRID.shape).astype(np.float32)
+    write_volume(array, GRID, tmp_path / "i.nrrd")
+    return tmp_path / "i.nrrd"
+
+
+def test_the_result_is_the_one_computed_here_and_nothing_stays_there(
+    tmp_path: Path, there: list[str], image: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(image), "--model", str(tiny_bundle.path), *QUICK, "--statistics"]
+    assert main(["segment", *words, str(tmp_path / "a.csv"), "-o", str(tmp_path / "a.seg.nrrd")]) == 0
+    capsys.readouterr()
+    far = [*there, "segment", *words, str(tmp_path / "b.csv"), "-o", str(tmp_path / "b.seg.nrrd"), "--events"]
+    assert main(far) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1]["event"] == "result"
+    assert events[-1]["output"] == str(tmp_path / "b.seg.nrrd")
+    stages = {event["stage"] for event in events if event["event"] == "progress"}
+    assert {"Sending to ada@far", "Predicting"} <= stages
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    expected, found = read_labels(tmp_path / "a.seg.nrrd"), read_labels(tmp_path / "b.seg.nrrd")
+    assert np.array_equal(expected.array, found.array)
+    assert dict(expected.tags)["ModelSHA256"] == dict(found.tags)["ModelSHA256"]
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_folder_is_resumed_from_what_is_here(
+    tmp_path: Path, there: list[str], image: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    image.rename(source / "a.nrrd")
+    (source / "b.nrrd").write_bytes(b"no image")
+    words = [*there, "batch", str(source), "-o", str(tmp_path / "out"), "--model", str(tiny_bundle.path), *QUICK]
+    for expected in ("1 done, 0 skipped, 1 failed", "0 done, 1 skipped, 1 failed"):
+        assert main(words) == 2
+        text = capsys.readouterr().out
+        assert expected in text
+        assert f"Table: {tmp_path / 'out' / 'outcomes.csv'}" in text
+        assert (tmp_path / "out" / "a.seg.nrrd").is_file()
+
+
+def test_what_is_refused_there_is_an_error_here(
+    tmp_path: Path, there: list[str], tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.nrrd").write_bytes(b"no image")
+    words = ["segment", str(tmp_path / "bad.nrrd"), "-o", str(tmp_path / "x.nrrd"), "--model", str(tiny_bundle.path)]
+    assert main([*there, *words]) == 2
+    assert "bad.nrrd" in capsys.readouterr().err
+    assert not (tmp_path / "x.nrrd").exists()
+
+
+def test_a_computer_that_cannot_be_reached_or_lacks_the_program_is_told_with_the_cure(
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["segment", str(image), "-o", str(tmp_path / "x.nrrd")]
+    path = tmp_path / "closed"
+    path.write_text("#!/bin/sh\necho 'Permission denied (publickey).' >&2\nexit 255\n")
+    path.chmod(0o755)
+    assert main(["remote", "--ssh", str(path), "ada@far", *words]) == 3
+    said = capsys.readouterr().err
+    assert "Permission denied" in said
+    assert "set up a key" in said
+    path.write_text("#!/bin/sh\necho 'sh: mambaseg: not found' >&2\nexit 127\n")
+    assert main(["remote", "--ssh", str(path), "ada@far", *words]) == 3
+    assert "Install MambaSegmentation there" in capsys.readouterr().err
+    assert main(["remote", "--ssh", "/no/such/ssh", "ada@far", *words]) == 3
+    assert "Install an SSH client" in capsys.readouterr().err
+    assert main(["remote", "--ssh", str(path), "ada@far", "models"]) == 2
+    assert main(["remote", "--ssh", str(path), "--", "-oProxyCommand=x", *words]) == 2
+
+
+def test_the_far_end_stops_and_cleans_up_when_the_near_end_goes(
+    tmp_path: Path, image: Path, tiny_bundle: Bundle
+) -> None:
+    far = tmp_path / "far"
+    far.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "MambaSegLib", "remote-job"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(far)},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    wire = Wire(process.stdout, process.stdin)
+    wire.send_file("in/0/i.nrrd", image)
+    end = time.monotonic() + 60
+    while not list(far.rglob("i.nrrd")) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert list(far.rglob("i.nrrd"))
+    process.stdin.close()
+    assert process.wait(60) != 0
+    assert list(far.iterdir()) == []
+    process.stdout.close()
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "MambaSegLib", "remote-job"],
+        input=b'{"protocol": 99, "words": []}\n',
+        capture_output=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert b"different versions" in process.stdout
+    assert json.loads(process.stdout.splitlines()[-1]) == {"event": "end", "code": 2}
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../b", "a\\b", "C:/x", "", "a//b", "."])
+def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="not accepted"):
+        safe_name(name)
+
+
+def test_only_files_that_were_asked_for_are_taken(tmp_path: Path) -> None:
+    job = _Job([], {}, {"out/a.nrrd": tmp_path / "mine.nrrd", "out/cases/": tmp_path / "cases"})
+    assert _place(job, {"file": "out/a.nrrd"}) == tmp_path / "mine.nrrd"
+    assert _place(job, {"file": "out/cases/b/c.csv"}) == tmp_path / "cases" / "b" / "c.csv"
+    with pytest.raises(InputError, match="nobody asked for"):
+        _place(job, {"file": "out/other.nrrd"})
+
+
+def test_a_file_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
+    wire = Wire(io.BytesIO(b'{"file": "a", "bytes": 10}\n12345'), io.BytesIO())
+    message = wire.receive()
+    assert message is not None
+    with pytest.raises(InputError, match="ended in the middle"):
+        wire.receive_file(message, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
