@@ -78,7 +78,7 @@ NETWORKS: dict[str, NetworkEntry] = {
             "swin_unetr:fit",
         ),
         NetworkEntry(
-            "transunet", "transunet:build", "Chen et al., 3D TransUNet, arXiv 2310.07781 (encoder)", "transunet:resolve"
+            "transunet", "transunet:build", "Chen et al., 3D TransUNet, arXiv 2310.07781", "transunet:resolve"
         ),
         NetworkEntry("cotr", "cotr:build", "Xie et al., CoTr, MICCAI 2021", "cotr:resolve", "contract:fit_any"),
         NetworkEntry(

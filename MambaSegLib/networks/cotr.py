@@ -10,7 +10,6 @@ an axis of the patch that cannot be halved that often is left alone at the first
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible
 from MambaSegLib.networks.deformable_attention import DeformableAttention
 from MambaSegLib.networks.halving import halving_strides, total_stride
 from MambaSegLib.networks.options import read_options, with_options
+from MambaSegLib.networks.sine_positions import sine_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,31 +140,12 @@ class DeformableTransformer(nn.Module):
         sizes = [(m.shape[2], m.shape[3], m.shape[4]) for m in maps]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         positions = torch.cat(
-            [sine_positions(size, tokens) + level for size, level in zip(sizes, self.level, strict=True)]
+            [sine_positions(size, tokens, first=0.5) + level for size, level in zip(sizes, self.level, strict=True)]
         )
         for layer in self.layers:
             tokens = layer(tokens, positions, sizes)
         parts = torch.split(tokens, [m.shape[2:].numel() for m in maps], dim=1)
         return [part.transpose(1, 2).reshape(m.shape) for part, m in zip(parts, maps, strict=True)]
-
-
-def sine_positions(size: IntTriple, like: Tensor) -> Tensor:
-    """Sines and cosines of each axis' position at growing wavelengths, (Z Y X, C); a third of the channels per axis.
-
-    Source: the released position_encoding.py; wavelengths change every third channel there, not every second.
-    """
-    channels = like.shape[-1] // 3
-    index = torch.arange(channels, device=like.device, dtype=torch.float32)
-    wavelengths = 10_000 ** (3 * (index // 3) / channels)
-    axes = []
-    for length in size:
-        place = (torch.arange(length, device=like.device) + 0.5) / length * 2 * math.pi
-        phase = place[:, None] / wavelengths
-        axes.append(torch.where(index % 2 == 0, phase.sin(), phase.cos()))
-    z, y, x = axes
-    grid = (*size, channels)
-    parts = (z[:, None, None].expand(grid), y[None, :, None].expand(grid), x[None, None].expand(grid))
-    return torch.cat(parts, dim=-1).flatten(0, 2).to(like.dtype)
 
 
 class CoTr(SegmentationNetwork):

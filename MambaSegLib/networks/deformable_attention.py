@@ -59,7 +59,7 @@ class DeformableAttention(nn.Module):
         batch, length, width = tokens.shape
         grouped = (batch, length, self.heads, self.levels, self.points)
         weights = self.weights(query).reshape(*grouped[:3], -1).softmax(-1).reshape(grouped)
-        offsets = self.offsets(query).reshape(*grouped, 3)
+        offsets = self.offsets(query).float().reshape(*grouped, 3)
         places = voxel_centers(sizes, tokens)[None, :, None, None]  # (1, L, 1, 1, 3)
         mixed = torch.zeros_like(query).reshape(batch, length, self.heads, -1)
         maps = self.value(tokens).split([z * y * x for z, y, x in sizes], dim=1)
@@ -69,7 +69,8 @@ class DeformableAttention(nn.Module):
             grid = 2 * (places + offsets[:, :, :, level] / extent) - 1
             volume = values.reshape(batch, *size, self.heads, -1).permute(0, 4, 5, 1, 2, 3).flatten(0, 1)
             points = grid.transpose(1, 2).flatten(0, 1)[:, None]  # (B H, 1, L, P, 3)
-            sampled = F.grid_sample(volume, points.to(volume.dtype), align_corners=False)[:, :, 0]
+            # Half precision would misplace the points by a tenth of a voxel.
+            sampled = F.grid_sample(volume.float(), points, align_corners=False)[:, :, 0].to(volume.dtype)
             sampled = sampled.reshape(batch, self.heads, -1, length, self.points)  # (B, H, C/H, L, P)
             mixed = mixed + torch.einsum("bhclp,blhp->blhc", sampled, weights[:, :, :, level])
         result: Tensor = self.out(mixed.reshape(batch, length, width))

@@ -1,11 +1,11 @@
-"""3D TransUNet, encoder variant: a U-Net whose bottleneck passes through a vision transformer.
+"""3D TransUNet: a U-Net whose bottleneck passes through a vision transformer, or whose output comes from queries, or both.
 
 Source: Chen et al., TransUNet (3D), Medical Image Analysis 2024, arXiv 2310.07781, and the released transunet3d_model.py
 and vit_modeling.py (Beckschen/3D-TransUNet at 9f18182), which is followed where the paper says less. Its U-Net is nnU-Net's
 first version: transposed convolutions and heads have no bias, and a decoder stage has the kernel of the encoder stage
 below it. The transformer starts from random weights here, the authors' from ImageNet's.
 
-Learned positions fit the planned patch only.
+Learned positions fit the planned patch only; the decoder variant takes any the strides divide.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.networks.contract import SegmentationNetwork, require_shape, stride_product
+from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible, require_shape, stride_product
 from MambaSegLib.networks.options import read_options, with_options
+from MambaSegLib.networks.query_decoder import QueryDecoder
 from MambaSegLib.networks.unet import PlainEncoder, UNetDecoder, initialize, plain_blocks
 
 if TYPE_CHECKING:
-    from MambaSegLib.plan import NetworkPlan
+    from MambaSegLib.plan import IntTriple, NetworkPlan
 
+VARIANTS = ("encoder", "decoder", "both")
+DECODER_MAPS = 3
 DROPOUT = 0.1
 NORM_EPS = 1e-6
 LAYER_SCALE = 1e-5
@@ -36,6 +39,7 @@ class TransUNetOptions:
     """What may be changed; the defaults are ViT-B's.
 
     Attributes:
+        variant: "encoder" (the transformer on the bottleneck), "decoder" (queries, see `query_decoder`) or "both".
         depth: Transformer layers.
         hidden_size: Their width.
         mlp_size: Width of their feed-forward layers.
@@ -44,6 +48,7 @@ class TransUNetOptions:
             configuration does so, on the shortcut and not, as is usual, on the branch.
     """
 
+    variant: str = "encoder"
     depth: int = 12
     hidden_size: int = 768
     mlp_size: int = 3072
@@ -52,6 +57,9 @@ class TransUNetOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        if self.variant not in VARIANTS:
+            msg = f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}"
+            raise InputError(msg)
         if min(self.depth, self.hidden_size, self.mlp_size, self.heads) < 1 or self.hidden_size % self.heads:
             msg = f"depth and widths must be at least 1 and heads must divide hidden_size, got {self}"
             raise InputError(msg)
@@ -130,14 +138,13 @@ class BottleneckTransformer(nn.Module):
 
 
 class TransUNet(SegmentationNetwork):
-    """Plain U-Net of the plan's stages with a transformer between encoder and decoder."""
+    """Plain U-Net of the plan's stages with a transformer between encoder and decoder, queries behind it, or both."""
 
     def __init__(self, plan: NetworkPlan, options: TransUNetOptions) -> None:
-        """Initialize convolutions as nnU-Net does, the transformer as released."""
+        """Initialize convolutions as nnU-Net does, the transformers as released."""
         super().__init__()
         self.deep_supervision = plan.deep_supervision
-        self.patch_size = plan.patch_size
-        z, y, x = (size // step for size, step in zip(plan.patch_size, stride_product(plan), strict=True))
+        self.divisor = stride_product(plan)
         stages = plan.stages
         below = [replace(stage, kernel=deeper.kernel) for stage, deeper in pairwise(stages)]
         self.encoder = PlainEncoder(plan.in_channels, stages)
@@ -145,10 +152,35 @@ class TransUNet(SegmentationNetwork):
             (*below, stages[-1]), plan.out_channels, plan.deep_supervision, plain_blocks, bias=False
         )
         self.apply(initialize)
-        self.transformer = BottleneckTransformer(stages[-1].features, z * y * x, options)
+        self.fixed_size: IntTriple | None = None
+        self.transformer: nn.Module = nn.Identity()
+        if options.variant != "decoder":
+            z, y, x = (size // step for size, step in zip(plan.patch_size, self.divisor, strict=True))
+            self.fixed_size = plan.patch_size
+            self.transformer = BottleneckTransformer(stages[-1].features, z * y * x, options)
+        self.query_decoder = None if options.variant == "encoder" else self._with_queries(plan)
+
+    def _with_queries(self, plan: NetworkPlan) -> QueryDecoder:
+        if len(plan.stages) <= DECODER_MAPS:
+            msg = f"TransUNet's queries look at {DECODER_MAPS} decoder maps; the plan has {len(plan.stages)} stages"
+            raise InputError(msg)
+        # The finest convolutional head has no use: it is in the released network, but not in its outputs.
+        self.decoder.heads = self.decoder.heads[:-1]
+        coarse_to_fine = [stage.features for stage in plan.stages[DECODER_MAPS:0:-1]]
+        return QueryDecoder(coarse_to_fine, plan.stages[0].features, plan.out_channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """See `SegmentationNetwork.forward`."""
-        require_shape(tuple(image.shape[2:]), self.patch_size, "its learned positions")
+        require_divisible(tuple(image.shape[2:]), self.divisor)
+        if self.fixed_size is not None:
+            require_shape(tuple(image.shape[2:]), self.fixed_size, "its learned positions")
         *skips, deepest = self.encoder(image)
-        return self.decoder([*skips, self.transformer(deepest)], self.deep_supervision)  # type: ignore[no-any-return]
+        features = [*skips, self.transformer(deepest)]
+        if self.query_decoder is None:
+            return self.decoder(features, self.deep_supervision)  # type: ignore[no-any-return]
+        decoded = [features[-1], *self.decoder.features(features)]
+        finest = self.query_decoder(decoded[-1 - DECODER_MAPS : -1], decoded[-1])
+        if not self.deep_supervision:
+            return (finest,)
+        coarser = [head(y) for head, y in zip(self.decoder.heads, decoded[1:], strict=False)]
+        return (finest, *coarser[::-1])

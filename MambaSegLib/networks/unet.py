@@ -160,14 +160,19 @@ class UNetDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor], deep_supervision: bool) -> tuple[Tensor, ...]:
         """Return logits, finest first; only the finest without deep supervision."""
+        decoded = self.features(features)
+        if not deep_supervision:
+            return (self.heads[-1](decoded[-1]),)
+        return tuple(head(y) for head, y in zip(self.heads, decoded, strict=True))[::-1]
+
+    def features(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """What the heads see, from the deepest stage to the finest."""
         x = features[-1]
         decoded = []
         for upsample, stage, skip in zip(self.upsample, self.stages, reversed(features[:-1]), strict=True):
             x = stage(torch.cat((upsample(x), skip), dim=1))
             decoded.append(x)
-        if not deep_supervision:
-            return (self.heads[-1](x),)
-        return tuple(head(y) for head, y in zip(self.heads, decoded, strict=True))[::-1]
+        return decoded
 
 
 class UNet(SegmentationNetwork):

@@ -50,7 +50,7 @@ class WindowAttention(nn.Module):
         shifted = any(self.shift)
         projected = list(self.project_in(self._windows(volume)).chunk(2 if self.crossed else 3, dim=-1))
         if queries is not None:
-            projected.insert(0, self._windows(queries))
+            projected.insert(0, self._windows(queries).to(projected[0].dtype))
         query, key, value = (self._split_heads(part) for part in projected)
         index: Tensor = self.position_index  # type: ignore[assignment]
         bias = self.position_bias[index.flatten()].reshape(*index.shape, self.heads).permute(2, 0, 1)

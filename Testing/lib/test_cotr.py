@@ -7,9 +7,9 @@ import torch
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network
-from MambaSegLib.networks.cotr import sine_positions
 from MambaSegLib.networks.deformable_attention import DeformableAttention, voxel_centers
 from MambaSegLib.networks.halving import halving_strides
+from MambaSegLib.networks.sine_positions import sine_positions
 from MambaSegLib.plan import NetworkPlan
 
 SIZES = [(2, 3, 4), (1, 2, 2)]
@@ -80,7 +80,9 @@ def test_offsets_start_in_one_direction_per_head_one_voxel_further_each():
 
 
 def test_positions_are_sines_and_cosines_of_each_axis():
-    positions = sine_positions((2, 3, 4), torch.empty(12)).reshape(2, 3, 4, 3, 4)  # axis, channel of the axis
+    positions = sine_positions((2, 3, 4), torch.empty(12), first=0.5).reshape(
+        2, 3, 4, 3, 4
+    )  # axis, channel of the axis
     for axis, (length, index) in enumerate(zip((2, 3, 4), (1, 2, 0), strict=True)):
         phase = (index + 0.5) / length * 2 * math.pi
         expected = [math.sin(phase), math.cos(phase), math.sin(phase), math.cos(phase / 10_000 ** (3 / 4))]

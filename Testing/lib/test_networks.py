@@ -112,6 +112,26 @@ def test_recomputing_reaches_every_mamba_layer_and_changes_no_gradient(name, sma
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision_trains_and_changes_little(name, small_plan):
+    torch.manual_seed(0)
+    plan = small_plan(name)
+    network = create_network(plan)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    image = torch.randn(2, 2, *plan.patch_size)
+    with torch.no_grad():
+        expected = network.eval()(image)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(image)
+    sum(logits.float().square().mean() for logits in outputs).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    # bfloat16 keeps 8 bits and dozens of layers in sequence add up; a layer in the wrong precision is far worse.
+    correlation = torch.corrcoef(torch.stack((outputs[0].float().flatten(), expected.flatten())))[0, 1]
+    assert correlation > 0.95
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_stored_weights_make_the_same_network_again(name, small_plan):
     torch.manual_seed(0)
     plan = resolve_plan(small_plan(name))

@@ -31,6 +31,21 @@ def test_each_takes_the_plan_of_each_data_set_of_the_paper(name, dataset):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_each_takes_thick_slices(name, narrow_options):
+    spacing, patch = (6.35, 1.52, 1.52), (6, 32, 48)
+    patch, stages = plan_architecture(spacing, patch, 4, NetworkSettings(name, features=(4, 6, 8, 8)), patch)
+    assert [stage.stride for stage in stages] == [(1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2)]
+    plan = fit_patch(NetworkPlan(name, 1, 4, patch, stages, True, narrow_options.get(name, {})))
+    fitted = {"unetr": (16, 32, 48), "swin_unetr": (32, 32, 64)}
+    assert plan.patch_size == fitted.get(name, patch)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs = create_network(plan).eval()(torch.randn(1, 1, *plan.patch_size))
+    assert tuple(outputs[0].shape) == (1, 4, *plan.patch_size)
+    assert all(logits.isfinite().all() for logits in outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_takes_a_small_patch_or_the_next_larger_one(name, narrow_options):
     patch, stages = plan_architecture(
         (1.0, 1.0, 1.0), (32, 48, 32), 3, NetworkSettings(name, features=(4, 6, 8, 8)), (32, 48, 32)
