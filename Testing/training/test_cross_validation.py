@@ -72,7 +72,10 @@ def make_run(path: Path, folds: int = 3) -> Path:
     return path
 
 
-def test_one_failed_fold_leaves_the_others_and_a_second_call_finishes_it(tmp_path: Path, step_work: FoldWork) -> None:
+def test_one_failed_fold_leaves_the_others_and_a_second_call_finishes_it(
+    tmp_path: Path, step_work: FoldWork, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     run = make_run(tmp_path / "run")
     tasks = all_tasks([run])
     settings = JobSettings(parallel=3)
@@ -80,6 +83,7 @@ def test_one_failed_fold_leaves_the_others_and_a_second_call_finishes_it(tmp_pat
     assert [outcome.status for outcome in first] == ["done", "failed", "done"]
     assert first[1].reason == "RuntimeError: the loss is no number"
     assert "the loss is no number" in Path(first[1].log).read_text()
+    assert f"run fold 1: started, its log is {first[1].log}" in caplog.messages
     (run / "repaired").touch()
     second = cross_validate(tasks, settings, tmp_path / "jobs", work=step_work)
     assert [outcome.status for outcome in second] == ["was done", "done", "was done"]

@@ -6,6 +6,7 @@ finishes what is missing. A fold that fails takes no other with it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ SUBMITTED_FILE = "submitted.json"
 POLL_S = 1.0
 TIMEOUTS = 20
 """How often SLURM may stop a fold at its time limit and start it again; it continues from its checkpoint."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,9 @@ def _run_here(tasks: Sequence[FoldTask], settings: JobSettings, folder: Path, wo
             while waiting and places:
                 task, device = waiting.popleft(), places.popleft()
                 placed = _on_device(task, device)
-                running.append((executor.submit(work, placed), task, device, time.monotonic()))
+                job = executor.submit(work, placed)
+                log.info("%s fold %d: started, its log is %s", task.run.name, task.fold, job.paths.stderr)
+                running.append((job, task, device, time.monotonic()))
             ended = [entry for entry in running if entry[0].done()]
             for entry in ended:
                 running.remove(entry)

@@ -46,7 +46,10 @@ def run_cross_validate(options: argparse.Namespace) -> int:
     )  # fmt: skip
     folder = options.jobs or options.run_dir[0].resolve().parent / "cross_validation"
     outcomes = cross_validate(
-        tasks, settings, folder, on_outcome=lambda one: print(f"{one.run.name} fold {one.fold}: {one.status}")
+        tasks,
+        settings,
+        folder,
+        on_outcome=lambda one: print(f"{one.run.name} fold {one.fold}: {one.status}", flush=True),
     )
     print(outcome_table(outcomes))
     _print_scores(options.run_dir)
