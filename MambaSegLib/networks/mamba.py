@@ -6,14 +6,16 @@ Parameter names inside `MambaBlock` are those of `mamba_ssm.Mamba`, so that weig
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from MambaSegLib.networks.mamba_directions import half_precision, sum_of_paths
 from MambaSegLib.scan import causal_conv1d, selective_scan, streams_blocks
+from MambaSegLib.scan.directions import share_launches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -207,14 +209,22 @@ class MambaLayer3d(nn.Module):
         """(B, C, Z, Y, X) -> the same shape; computed in float32 whatever autocast says.
 
         Half precision overflows in the recurrence (the scan multiplies many factors), which is why the released Uni-
-        and Bidirectional networks switch autocast off here, too.
+        and Bidirectional networks switch autocast off here, too. Only where all directions run side by side on a GPU,
+        bfloat16 between the projections is allowed: the recurrence itself is float32 there (`mamba_directions`).
         """
         batch, channels, *sizes = features.shape
         grid = (sizes[0], sizes[1], sizes[2])
+        precision = half_precision(features.device)
         with torch.autocast(features.device.type, enabled=False):
             tokens = self.norm(features.float().flatten(2).transpose(1, 2).contiguous())
-            mixed: Tensor = self.paths[0](tokens, grid)
-            for path in self.paths[1:]:
-                mixed = mixed + path(tokens, grid)
-            mixed = mixed / len(self.paths)
+            mixed = self._sum(tokens, grid, precision) / len(self.paths)
         return mixed.transpose(1, 2).reshape(batch, channels, *sizes).to(features.dtype)
+
+    def _sum(self, tokens: Tensor, grid: IntTriple, precision: torch.dtype) -> Tensor:
+        paths = cast("list[MambaPath]", list(self.paths))
+        if share_launches(tokens.device, paths[0].layers[0].mamba.scan_backend):  # type: ignore[union-attr, arg-type]
+            return sum_of_paths(paths, tokens, grid, precision)
+        mixed: Tensor = paths[0](tokens, grid)
+        for path in paths[1:]:
+            mixed = mixed + path(tokens, grid)
+        return mixed

@@ -240,8 +240,8 @@ def chunk_gradients(
             delta2 = time_step(x, now_d, SOFTPLUS)
             token = load_row(u, row, u_row, d, now_d)
             written = load_row(B, row, B_row, n, now_n)
-            states, rows, xs, deltas = (*states, h), (*rows, row), (*xs, x), (*deltas, delta2)
-            tokens, writtens = (*tokens, token), (*writtens, written)
+            states, rows, xs, deltas = states + (h,), rows + (row,), xs + (x,), deltas + (delta2,)
+            tokens, writtens = tokens + (token,), writtens + (written,)
             if j < KEPT - 1:
                 h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
                 row, q1, q2 = next_place(path, row, q1, q2)

@@ -115,7 +115,7 @@ def convolve_gradients(
     total = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     tokens = ()
     for offset in tl.static_range(2 * K - 1):
-        tokens = (*tokens, _tokens(x, path, x_row, t - (K - 1) + offset, length, d, is_d))
+        tokens = tokens + (_tokens(x, path, x_row, t - (K - 1) + offset, length, d, is_d),)
     for ahead in tl.static_range(K):
         gradient = _tokens(dout, path, dout_row, t + ahead, length, d, is_d)
         if SILU:

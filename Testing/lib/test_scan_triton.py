@@ -347,15 +347,17 @@ def test_what_was_measured_is_remembered_by_gpu_and_a_damaged_file_is_passed_ove
     triton_tuning._measured.cache_clear()
 
 
-def test_the_forward_kernel_compiles_for_old_and_new_gpus_without_spilling_registers(tmp_path):
-    """In a process of its own: this one interprets."""
-    command = [sys.executable, ROOT / "Testing" / "benchmarks" / "triton_code.py", "--stages", "s1n16"]
-    options = ["--architectures", "75", "90", "--kernels", "chunk_outputs", "--output", tmp_path / "code"]
+def test_every_kernel_compiles_without_a_gpu_and_the_forward_ones_spill_no_registers(tmp_path):
+    """In a process of its own: this one interprets, and accepts Python that the compiler does not."""
+    script = ROOT / "Testing" / "benchmarks" / "triton_code.py"
+    options = ["--stages", "s1n16", "--architectures", "80", "--output", tmp_path / "code"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, check=False, env=environment | {"HOME": str(tmp_path)}
-    )
+        [sys.executable, script, *options], capture_output=True, text=True, check=False,
+        env=environment | {"HOME": str(tmp_path)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    codes = json.loads((tmp_path / "code.json").read_text())
-    assert [code["architecture"] for code in codes] == [75, 90]
-    assert all(code["spilled_bytes"] == 0 for code in codes)
+    spilled = {code["kernel"]: code["spilled_bytes"] for code in json.loads((tmp_path / "code.json").read_text())}
+    backward = {"chunk_leaving", "chunk_gradients", "join_parts", "convolve_gradients"}
+    assert spilled.keys() == backward | {"chunk_ends", "chunk_outputs", "carry", "convolve"}
+    assert all(spilled[name] == 0 for name in spilled.keys() - {"chunk_gradients"})

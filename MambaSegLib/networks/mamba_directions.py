@@ -1,0 +1,170 @@
+"""All directions of a Mamba layer side by side, for GPUs: few launches, no copies in another order, one normalization.
+
+The directions read the same tokens, so their LayerNorms differ in weight and bias only: those go into the projection behind
+them, and one normalized tensor and one matrix product serve every direction. Convolution and scan take all directions in one
+launch each; the rest is batched matrix products. The result is that of the layers one by one, to rounding.
+
+Matrix products, convolution and the scan's input and output may be bfloat16; the scan's states, sums over the residual
+branches and normalization are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from MambaSegLib.scan.directions import convolve_directions, scan_directions
+
+if TYPE_CHECKING:
+    from MambaSegLib.networks.mamba import MambaLayer, MambaPath
+    from MambaSegLib.plan import IntTriple
+    from MambaSegLib.scan.order import ScanOrder
+
+TOGETHER_BYTES = 2 << 30
+"""Paths are computed together while their intermediate results need no more than this. A fixed number, so that the division,
+and with it the rounding, does not depend on what else is in memory; large feature maps fill a GPU with one direction."""
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where autocast asks for it, else float32: float16 has too small a range for the scan's input."""
+    enabled = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+    return torch.bfloat16 if enabled else torch.float32
+
+
+def sum_of_paths(
+    paths: Sequence[MambaPath],
+    tokens: Tensor,
+    grid: IntTriple,
+    precision: torch.dtype,
+    together_bytes: int = TOGETHER_BYTES,
+) -> Tensor:
+    """Sum of all paths' results.
+
+    Args:
+        paths: Of one layer.
+        tokens: (B, L, C) float32 in memory order.
+        grid: (Z, Y, X) with Z Y X = L.
+        precision: Of what lies between the projections: float32 or bfloat16.
+        together_bytes: See `TOGETHER_BYTES`.
+
+    Returns:
+        (B, L, C) float32.
+    """
+    total: Tensor | None = None
+    for some in _divided(paths, tokens, precision, together_bytes):
+        compute = partial(_sum_of_some, some, grid=grid, precision=precision)
+        if torch.is_grad_enabled() and some[0].recompute:
+            part = cast("Tensor", checkpoint(compute, tokens, use_reentrant=False))
+        else:
+            part = compute(tokens)
+        total = part if total is None else total + part
+    assert total is not None, "a layer has at least one path"
+    return total
+
+
+def _divided(
+    paths: Sequence[MambaPath], tokens: Tensor, precision: torch.dtype, together_bytes: int
+) -> list[Sequence[MambaPath]]:
+    """Paths in their order, as many at a time as fit."""
+    block = _layers(paths)[0].mamba
+    channels, inner = tokens.shape[2], block.D.shape[0]
+    narrow = 5 * inner + block.x_proj.weight.shape[0]  # xz, u, delta, y; and what x_proj gives
+    per_direction = tokens.shape[0] * tokens.shape[1] * (narrow * precision.itemsize + 3 * channels * 4)
+    at_once = max(1, together_bytes // (per_direction * max(len(path.layers) for path in paths)))
+    return [paths[start : start + at_once] for start in range(0, len(paths), at_once)]
+
+
+def _layers(paths: Sequence[MambaPath]) -> list[MambaLayer]:
+    return [cast("MambaLayer", layer) for path in paths for layer in path.layers]
+
+
+def _sum_of_some(paths: Sequence[MambaPath], tokens: Tensor, grid: IntTriple, precision: torch.dtype) -> Tensor:
+    layers = _layers(paths)
+    orders = tuple(order for path in paths for order in path.orders)
+    mixed = _mixed(layers, tokens, grid, orders, precision) + tokens
+    results = _headed(layers, mixed, precision) + mixed
+    total: Tensor | None = None
+    first = 0
+    for path in paths:
+        own = path.norm(results[first : first + len(path.layers)].sum(0))
+        total = own if total is None else total + own
+        first += len(path.layers)
+    assert total is not None
+    return total
+
+
+def _mixed(
+    layers: Sequence[MambaLayer],
+    tokens: Tensor,
+    grid: IntTriple,
+    orders: tuple[ScanOrder, ...],
+    precision: torch.dtype,
+) -> Tensor:
+    """What the Mamba blocks make of the normalized tokens: (directions, B, L, C) float32."""
+    batch, length, _ = tokens.shape
+    blocks = [layer.mamba for layer in layers]
+    backend, rank, states = blocks[0].scan_backend, blocks[0].dt_rank, blocks[0].d_state
+    weight, bias = _folded([layer.norm1 for layer in layers], [block.in_proj for block in blocks])
+    plain = _normalized(tokens, layers[0].norm1).to(precision)
+    xz = F.linear(plain, weight.flatten(0, 1).to(precision), bias.flatten().to(precision))
+    # (B, L, directions x 2D) seen as x and z of (directions, B, L, D): kernels step over the other directions.
+    x, z = xz.reshape(batch, length, len(blocks), 2, -1).permute(3, 2, 0, 1, 4).unbind(0)
+    taps = torch.stack([block.conv1d.weight.squeeze(1) for block in blocks])
+    u = convolve_directions(
+        x, taps, _stacked(cast("Tensor", block.conv1d.bias) for block in blocks), grid, orders, backend
+    )
+    projected = torch.bmm(u.flatten(1, 2), _transposed([block.x_proj for block in blocks], precision))
+    delta = torch.bmm(projected[..., :rank], _transposed([block.dt_proj for block in blocks], precision))
+    parts = (delta, projected[..., rank:-states], projected[..., -states:])
+    delta, B, C = (t.reshape(len(blocks), batch, length, -1) for t in parts)
+    A, D = -torch.exp(_stacked(b.A_log for b in blocks)), _stacked(b.D for b in blocks)
+    y = scan_directions(u, delta, B, C, z, A, D, _stacked(b.dt_proj.bias for b in blocks), grid, orders, backend)
+    out = torch.bmm(y.flatten(1, 2), _transposed([block.out_proj for block in blocks], precision))
+    return out.reshape(len(blocks), batch, length, -1).float()
+
+
+def _headed(layers: Sequence[MambaLayer], mixed: Tensor, precision: torch.dtype) -> Tensor:
+    """LayerNorm and head of each direction: (directions, B, L, C) float32."""
+    heads = [
+        [layer.head] if isinstance(layer.head, nn.Linear) else list(cast("nn.Sequential", layer.head))
+        for layer in layers
+    ]
+    first = [cast("nn.Linear", head[0]) for head in heads]
+    weight, bias = _folded([layer.norm2 for layer in layers], first)
+    plain = _normalized(mixed, layers[0].norm2).flatten(1, 2).to(precision)
+    found = torch.baddbmm(bias[:, None].to(precision), plain, weight.transpose(1, 2).to(precision))
+    if len(heads[0]) > 1:
+        last = [cast("nn.Linear", head[2]) for head in heads]
+        shift = _stacked(linear.bias for linear in last)[:, None].to(precision)
+        found = torch.baddbmm(shift, F.gelu(found), _transposed(last, precision))
+    return found.reshape(mixed.shape).float()
+
+
+def _normalized(tokens: Tensor, like: nn.LayerNorm) -> Tensor:
+    """LayerNorm before weight and bias."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=like.eps)
+
+
+def _folded(norms: Sequence[nn.LayerNorm], linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """W (w x + b) + c as (W w) x + (W b + c), per direction: weights (directions, out, in) and biases (directions, out)."""
+    weight = _stacked(linear.weight for linear in linears)
+    scale, shift = _stacked(norm.weight for norm in norms), _stacked(norm.bias for norm in norms)
+    bias = torch.bmm(weight, shift[:, :, None])[:, :, 0]
+    if linears[0].bias is not None:
+        bias = bias + _stacked(linear.bias for linear in linears)
+    return weight * scale[:, None], bias
+
+
+def _stacked(parameters: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(parameters))
+
+
+def _transposed(linears: Sequence[nn.Linear], precision: torch.dtype) -> Tensor:
+    """Weights as a batched product wants them: (directions, in, out)."""
+    return _stacked(linear.weight for linear in linears).transpose(1, 2).to(precision)
