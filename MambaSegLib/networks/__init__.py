@@ -29,6 +29,7 @@ class NetworkEntry:
         source: Where the architecture was published.
         resolver: Maps a `NetworkPlan` to one that has every option written out, and refuses what the builder would.
         fit: Maps a `NetworkPlan` to the smallest patch, no smaller than its own, that the network can take.
+        negative_logits: Whether its outputs can be negative, as those of overlapping regions must be.
     """
 
     name: str
@@ -36,6 +37,7 @@ class NetworkEntry:
     source: str
     resolver: str = "options:refuse_options"
     fit: str = "contract:fit_strides"
+    negative_logits: bool = True
 
 
 _MAMBAS = "Lumetti et al., Accurate 3D Medical Image Segmentation with Mambas, ISBI 2025"
@@ -96,7 +98,12 @@ NETWORKS: dict[str, NetworkEntry] = {
             "contract:fit_any",
         ),
         NetworkEntry(
-            "nnmamba", "nnmamba:build", "Gong et al., nnMamba, ISBI 2025", "nnmamba:resolve", "contract:fit_any"
+            "nnmamba",
+            "nnmamba:build",
+            "Gong et al., nnMamba, ISBI 2025",
+            "nnmamba:resolve",
+            "contract:fit_any",
+            negative_logits=False,
         ),
     )
 }

@@ -52,6 +52,15 @@ def test_a_u_net_of_the_plans_stages_has_an_output_at_each_but_the_deepest(name,
     assert [tuple(logits.shape) for logits in outputs] == [(2, 3, 4, 8, 8), (2, 3, 4, 4, 4)]
 
 
+@pytest.mark.parametrize("entry", list_networks(), ids=lambda entry: entry.name)
+def test_the_table_says_whose_outputs_can_be_negative(entry, small_plan):
+    torch.manual_seed(0)
+    plan = small_plan(entry.name)
+    with torch.no_grad():
+        finest = create_network(plan)(torch.randn(2, 2, *plan.patch_size))[0]
+    assert bool((finest < 0).any()) == entry.negative_logits
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_gradient(name, small_plan):
     torch.manual_seed(0)

@@ -91,6 +91,22 @@ def test_with_the_weights_of_the_original_every_output_is_the_same(name):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", COUNTS)
+def test_weights_start_as_the_originals_do(name):
+    torch.manual_seed(0)
+    plan = synapse_plan(name, stages=3, narrower=2)
+    peer, network = peer_of(plan), create_network(plan)
+    peer.apply(peer.initialize)
+    twin = create_network(plan)
+    copy_weights(peer, twin)
+    for (key, ours), theirs in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
+        if theirs.std() == 0 or theirs.numel() == 1:  # norms and biases: one value each
+            torch.testing.assert_close(ours, theirs, msg=key)
+        else:
+            # Thousands of normal numbers each: their standard deviations agree to a few percent.
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.15), key
+
+
 def test_they_have_no_options():
     with pytest.raises(InputError, match="no options"):
         create_network(NetworkPlan("nnunet", 1, 2, (8, 8, 8), synapse_plan("nnunet").stages[:1], options={"depth": 3}))

@@ -10,9 +10,10 @@ from MambaSegTraining.architecture import plan_architecture, plan_pooling
 from MambaSegTraining.dataset import read_dataset
 from MambaSegTraining.fingerprint import ChannelFacts, take_fingerprint
 from MambaSegTraining.planning import make_plan, normalization, target_spacing
-from MambaSegTraining.settings import NetworkSettings, read_settings
+from MambaSegTraining.settings import NetworkSettings, Settings, read_settings
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.schema import from_json
 
 
 def _digits(triples):
@@ -67,6 +68,14 @@ def test_a_planned_patch_grows_to_what_the_network_can_take_and_a_given_one_is_r
     given = replace(swin, plan=replace(swin.plan, patch_size=(16, 16, 16)))
     with pytest.raises(InputError, match=r"swin_unetr cannot take plan.patch_size .*\(32, 32, 64\)"):
         make_plan(dataset, take_fingerprint(dataset), given)
+
+
+def test_regions_are_refused_for_a_network_whose_outputs_are_never_negative(ball_dataset):
+    dataset = read_dataset(ball_dataset)
+    regions = [{"name": "whole", "labels": [1, 2], "value": 1}, {"name": "inner", "labels": [2], "value": 2}]
+    settings = from_json(Settings, {"regions": regions, "network": {"name": "nnmamba"}})
+    with pytest.raises(InputError, match="ReLU"):
+        make_plan(dataset, take_fingerprint(dataset), settings)
 
 
 def test_thick_slices_get_the_tenth_percentile_of_their_thickness():

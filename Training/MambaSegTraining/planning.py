@@ -9,7 +9,7 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.manifest_check import plan_problems
-from MambaSegLib.networks import fit_patch, resolve_plan
+from MambaSegLib.networks import NETWORKS, fit_patch, resolve_plan
 from MambaSegLib.plan import (
     Channel,
     Fingerprint,
@@ -48,6 +48,12 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
     axes = _axis_order(fingerprint.cases)
     make = _named if settings.plan.named else _planned
     plan = make(dataset, fingerprint, settings, axes)
+    if plan.regions and not NETWORKS[plan.network.name].negative_logits:
+        msg = (
+            f"{plan.network.name} ends in a ReLU as published, so it cannot say that a voxel is outside a region. "
+            "Choose another network, or labels instead of regions."
+        )
+        raise InputError(msg)
     for path, text in plan_problems(plan):
         msg = f"No model could be made of this: {path}: {text}. Correct the configuration or dataset.json."
         raise InputError(msg)
