@@ -103,8 +103,12 @@ class FeatureMap:
         count = self.array.shape[3]
         scale = np.ones(count, np.float32) if self.scale is None else self.scale
         shift = np.zeros(count, np.float32) if self.shift is None else self.shift
-        plain = self.scale is None and self.slope == 1.0
-        return Source(self.array.ctypes.data, count, plain, scale, shift, np.array([self.slope], np.float32))
+        return Source(self.array.ctypes.data, count, self.plain, scale, shift, np.array([self.slope], np.float32))
+
+    @property
+    def plain(self) -> bool:
+        """Whether values are read as they are."""
+        return self.scale is None and self.slope == 1.0
 
     @property
     def sizes(self) -> IntTriple:
@@ -127,7 +131,7 @@ class Norm:
     @classmethod
     def of(cls, module: nn.InstanceNorm3d) -> Norm:
         """Read a module's."""
-        weight, bias = (_vector(t.detach().numpy()) for t in (module.weight, module.bias))
+        weight, bias = (padded_vector(t.detach().numpy()) for t in (module.weight, module.bias))
         return cls(weight, bias, module.eps)
 
     def apply(self, raw: FeatureMap, moments: Array, slope: float = 1.0) -> FeatureMap:
@@ -138,7 +142,8 @@ class Norm:
         return replace(raw, scale=scale.astype(np.float32), shift=shift.astype(np.float32), slope=slope)
 
 
-def _vector(values: Array) -> Array:
+def padded_vector(values: Array) -> Array:
+    """A float32 copy with zeros up to a whole number of vectors."""
     result = np.zeros(padded(len(values)), np.float32)
     result[: len(values)] = values
     return result
@@ -164,7 +169,7 @@ class Convolution:
         self._winograd = kernel[2] == 3 and stride[1:] == (1, 1) and padding[2] == 1 and not self._from_image
         self._depth, self._panels = _packed(weights, self._winograd)
         bias = np.zeros(self.channels) if module.bias is None else module.bias.detach().numpy()
-        self._bias = _vector(bias)
+        self._bias = padded_vector(bias)
 
     def output_sizes(self, sizes: IntTriple) -> IntTriple:
         """(Z, Y, X) of the output."""
@@ -256,7 +261,8 @@ def pooled(source: FeatureMap, stride: IntTriple, workspace: Workspace, threads:
     out = workspace.take((z, y, x), source.channels)
     steps = np.array(stride, np.int64)
     run_tasks(
-        [partial(average_rows, source.array, out, steps, start, stop) for start, stop in _runs(z, threads)], threads
+        [partial(average_rows, source.array, out, steps, start, stop) for start, stop in even_parts(z, threads)],
+        threads,
     )
     return FeatureMap(out, source.channels)
 
@@ -266,12 +272,12 @@ def add(first: FeatureMap, second: FeatureMap, slope: float, threads: int) -> Fe
     assert first.slope == second.slope == 1.0, "sums are activated once, after adding"
     slopes = np.array([slope], np.float32)
     a, b = first.source(), second.source()
-    parts = _runs(first.array.shape[0] * first.array.shape[1], threads)
+    parts = even_parts(first.array.shape[0] * first.array.shape[1], threads)
     run_tasks([partial(add_rows, a, b, slopes, first.array.shape[2], start, stop) for start, stop in parts], threads)
     return FeatureMap(first.array, first.channels)
 
 
-def _runs(count: int, threads: int) -> list[tuple[int, int]]:
+def even_parts(count: int, threads: int) -> list[tuple[int, int]]:
     """Divide 0 ... `count` - 1 into neighboring runs, a few per thread."""
     edges = np.linspace(0, count, min(count, 4 * threads if threads > 1 else 1) + 1).round().astype(int)
     return [(int(start), int(stop)) for start, stop in itertools.pairwise(edges)]
@@ -288,7 +294,7 @@ class Upsampling:
         weights = np.pad(weights, [(0, padded(n) - n) for n in weights.shape[:2]] + [(0, 0)] * 3)
         inputs, out, *box = weights.shape
         by_row = weights.transpose(2, 3, 0, 4, 1).reshape(box[0] * box[1], inputs, box[2] * out)
-        bias = _vector(np.zeros(self.channels) if module.bias is None else module.bias.detach().numpy())
+        bias = padded_vector(np.zeros(self.channels) if module.bias is None else module.bias.detach().numpy())
         self._enlargement = Enlargement(
             np.array(box, np.int64), packed_panels(by_row), np.tile(bias, box[2]).astype(np.float32)
         )
@@ -297,7 +303,7 @@ class Upsampling:
         """Enlarge a map."""
         z, y, x = (n * s for n, s in zip(source.sizes, self._stride, strict=True))
         out = workspace.take((z, y, x), self.channels)
-        parts = _runs(source.sizes[0] * source.sizes[1], threads)
+        parts = even_parts(source.sizes[0] * source.sizes[1], threads)
         tasks: list[Task] = [
             partial(upsample_rows, self._enlargement, source.source(), *source.sizes[1:], out, *part) for part in parts
         ]

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from MambaSegLib.cpu.layers import Convolution, FeatureMap, Norm, Upsampling, Workspace, add, pooled
+from MambaSegLib.cpu.mamba_layer import FusedMambaLayer
 from MambaSegLib.networks.contract import require_divisible
+from MambaSegLib.networks.mamba import MambaBlock, MambaLayer3d
 from MambaSegLib.networks.unet import NEGATIVE_SLOPE, PlainEncoder, ResidualBlock, ResidualEncoder, UNet
+from MambaSegLib.scan import resolve_backend
 from MambaSegLib.scan.vector_ir import LANES
 
 if TYPE_CHECKING:
@@ -128,9 +131,9 @@ class FusedUNet:
         self._stem: _ConvolutionNorm | None = None
         inputs = (_image_channels(encoder),)
         stages = cast("nn.ModuleList", encoder.stages)
-        self._after: list[nn.Module] = [nn.Identity() for _ in stages]
+        self._after = [_Between(nn.Identity()) for _ in stages]
         if isinstance(encoder, ResidualEncoder):
-            self._after = list(encoder.after_stage)
+            self._after = [_Between(module) for module in encoder.after_stage]
             self._stem = _ConvolutionNorm(encoder.stem[0], inputs)
             inputs = (self._stem.channels,)
         self._encoder: list[_Stage] = []
@@ -176,8 +179,7 @@ class FusedUNet:
                 x = stage.run((), run, pixels)
             if not skips and stem is not None:
                 run.give(stem)
-            _run_after(after, x)
-            skips.append(x)
+            skips.append(after.run(x, run))
         return skips
 
 
@@ -188,13 +190,32 @@ def _applied(source: FeatureMap, run: Run) -> FeatureMap:
     return add(pending, FeatureMap(source.array, source.channels, nothing, nothing), source.slope, run.threads)
 
 
-def _run_after(module: nn.Module, x: FeatureMap) -> None:
-    """Replace a map by what a module of the network makes of it."""
-    if isinstance(module, nn.Identity):
-        return
-    used = torch.from_numpy(x.array)[..., : x.channels]
-    result: Tensor = module(used.permute(3, 0, 1, 2)[None])
-    used.copy_(result[0].permute(1, 2, 3, 0))
+class _Between:
+    """What follows an encoder stage: nothing, a Mamba layer, or any other module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._layer: FusedMambaLayer | None = None
+        # A scan backend that was asked for by name scans.
+        if type(module) is MambaLayer3d and all(
+            resolve_backend(part.scan_backend, "cpu") == "numba"
+            for part in module.modules()
+            if isinstance(part, MambaBlock)
+        ):
+            self._layer = FusedMambaLayer(module)
+
+    def run(self, x: FeatureMap, run: Run) -> FeatureMap:
+        """The module's output; `x` is given back, or is it."""
+        if isinstance(self._module, nn.Identity):
+            return x
+        if self._layer is not None:
+            result = self._layer.run(x, run.workspace, run.threads)
+            run.give(x)
+            return result
+        used = torch.from_numpy(x.array)[..., : x.channels]
+        mixed: Tensor = self._module(used.permute(3, 0, 1, 2)[None])
+        used.copy_(mixed[0].permute(1, 2, 3, 0))
+        return x
 
 
 def has_twin(network: nn.Module) -> bool:

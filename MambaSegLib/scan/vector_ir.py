@@ -168,8 +168,12 @@ class Vectors:
 
     def broadcast(self, address: Value) -> Value:
         """Read one value into every lane."""
+        return self.spread(self.load_scalar(address))
+
+    def spread(self, value: Value) -> Value:
+        """One value in every lane."""
         undefined = ir.Constant(_VECTOR, ir.Undefined)
-        first = self.builder.insert_element(undefined, self.load_scalar(address), ir.Constant(I32, 0))
+        first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(first, undefined, self._integers(0))
 
     def shuffle(self, first: Value, second: Value, lanes: Sequence[int]) -> Value:
@@ -217,6 +221,10 @@ class Vectors:
     def divide(self, a: Value, b: Value) -> Value:
         """A / b."""
         return self.builder.fdiv(a, b)
+
+    def root(self, a: Value) -> Value:
+        """Square root."""
+        return self._call("llvm.sqrt.v16f32", [a])
 
     def negative(self, a: Value) -> Value:
         """-a."""
