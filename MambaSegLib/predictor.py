@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from MambaSegLib import __version__, fingerprint_check
@@ -19,6 +20,8 @@ from MambaSegLib.time_estimate import TimeEstimate
 from MambaSegLib.volume import Labels, Volume
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from MambaSegLib.bundle import Bundle
@@ -99,6 +102,7 @@ class Predictor:
         overlap: float = 0.5,
         tile_batch: int = 1,
         engine: str = "auto",
+        speeds: Path | None = None,
     ) -> None:
         """Load the networks.
 
@@ -113,6 +117,7 @@ class Predictor:
             tile_batch: Tiles computed at a time; more is faster only on a large GPU with a small patch.
             engine: How the CPU computes a network's layers: "fused" (compiled by numba), "pytorch", or "auto" for the
                 faster one here. Results are the same to rounding.
+            speeds: File in which the time of a tile is remembered, so that the next volume's time is known at its start.
 
         Raises:
             InputError: If an argument is out of range, or the model has no such fold.
@@ -129,6 +134,8 @@ class Predictor:
         self._mirroring = mirroring
         self._overlap = overlap
         self._tile_batch = tile_batch
+        self._speeds = speeds
+        self._engine = engine
 
     def predict(
         self,
@@ -220,16 +227,39 @@ class Predictor:
 
         ensemble, image = self.ensemble, preprocessed.array
         total = count_tiles(image.shape[1:], ensemble.patch_size, self._overlap)
-        estimate = TimeEstimate(total, clock)
-        report(Progress("Predicting", 0, total))
+        estimate = TimeEstimate(total, clock, self._remembered_tile_s())
+        report(Progress("Predicting", 0, total, estimate.seconds_expected()))
+
+        def on_tile(done: int, all_: int) -> None:
+            report(Progress("Predicting", done, all_, estimate.seconds_left(done)))
+            if done == all_:
+                self._remember_tile_s(estimate.step_s())
+
         return predict_probabilities(
-            ensemble,
-            image,
-            ladder,
-            overlap=self._overlap,
-            disagreement=disagreement,
-            on_tile=lambda done, all_: report(Progress("Predicting", done, all_, estimate.seconds_left(done))),
+            ensemble, image, ladder, overlap=self._overlap, disagreement=disagreement, on_tile=on_tile
         )
+
+    def _speed_key(self) -> str:
+        import torch
+
+        from MambaSegLib.cpu.choice import computer
+
+        place = f"{device_name(self.device)}, {computer()}, {torch.get_num_threads()} threads, engine {self._engine}"
+        model = f"{self.bundle.manifest.name} {self.bundle.sha256[:12]}, {len(self.folds)} folds"
+        return f"{model}, mirroring {self._mirroring}, scan {self.backend}, {place}"
+
+    def _remembered_tile_s(self) -> float | None:
+        from MambaSegLib.remembered import recall
+
+        found = recall(self._speeds).get(self._speed_key()) if self._speeds is not None else None
+        # Anyone may have edited the file: a number that is no time is no time.
+        return float(found) if isinstance(found, int | float) and 0 < found < inf else None
+
+    def _remember_tile_s(self, seconds: float | None) -> None:
+        from MambaSegLib.remembered import remember
+
+        if self._speeds is not None and seconds is not None:
+            remember(self._speeds, self._speed_key(), round(seconds, 4))
 
     def _tags(self, volume: Volume) -> tuple[tuple[str, str], ...]:
         manifest = self.bundle.manifest

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import ceil
 from typing import TYPE_CHECKING
@@ -194,8 +194,9 @@ def predict_probabilities(
     corners = list(product(columns, files))
     open_slices = ladder.on_accumulator(lambda device: _OpenSlices(ensemble, padded.shape[2:], disagreement, device))
     total, done = len(rows) * len(corners), 0
+    blank = _BlankTile()
     for row, following in zip(rows, [*rows[1:], padded.shape[1]], strict=True):
-        for tiles in _row_of_tiles(ensemble, padded, row, corners, ladder, disagreement):
+        for tiles in _row_of_tiles(ensemble, padded, row, corners, ladder, blank, disagreement):
             open_slices.to(ladder.placement.accumulator)
             open_slices.add(tiles)
             done += len(tiles.corners)
@@ -268,12 +269,53 @@ class _WeightedTiles:
     entropies: Tensor | None
 
 
+class _BlankTile:
+    """The result of a tile that is the same value all over, for the next one that is the same image.
+
+    Such are air below a CT's window, and padding. No other tile is left out.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[float, ...], Placement, _WeightedTiles] | None = None
+
+    def result_for(
+        self, tiles: Tensor, corners: Sequence[tuple[int, int]], placement: Placement
+    ) -> _WeightedTiles | None:
+        """The remembered result, placed at the tile's corner; None if there is none or a tile is not blank."""
+        if self._known is None:
+            return None
+        values, where, result = self._known
+        if where != placement or _blank_values(tiles) != values:
+            return None
+        return replace(result, corners=corners)
+
+    def remember(self, tiles: Tensor, result: _WeightedTiles, placement: Placement) -> _WeightedTiles:
+        """Remember a blank tile's result, and return it."""
+        values = _blank_values(tiles)
+        if values is not None:
+            self._known = values, placement, result
+        return result
+
+
+def _blank_values(tiles: Tensor) -> tuple[float, ...] | None:
+    """Value per channel of a single tile that is constant; None for any other, and for several."""
+    if len(tiles) != 1:
+        return None
+    channels = tiles[0].flatten(1)
+    first = channels[:, :1]
+    # Two opposite corners differ in nearly every tile that shows something; the rest need not be read then.
+    if not torch.equal(first, channels[:, -1:]) or not bool((channels == first).all()):
+        return None
+    return tuple(first[:, 0].tolist())
+
+
 def _row_of_tiles(
     ensemble: Ensemble,
     image: Tensor,
     z: int,
     corners: Sequence[tuple[int, int]],
     ladder: MemoryLadder,
+    blank: _BlankTile,
     with_entropy: bool,
 ) -> Iterator[_WeightedTiles]:
     """Batches of tiles at one Z and their results; where memory is short, the ladder steps down and it tries again."""
@@ -285,13 +327,16 @@ def _row_of_tiles(
     def run(placement: Placement) -> _WeightedTiles:
         batch = corners[position : position + placement.tile_batch]
         tiles = torch.stack([image[:, z : z + depth, y : y + height, x : x + width] for y, x in batch])
+        known = blank.result_for(tiles, batch, placement)
+        if known is not None:
+            return known
         for network in ensemble.networks:
             network.to(placement.device)
         probabilities, entropies = ensemble.tile_probabilities(tiles.to(placement.device), with_entropy)
         weights = importance.to(placement.device)
         probabilities = probabilities.mul_(weights).to(placement.accumulator)
         entropies = None if entropies is None else entropies.mul_(weights).to(placement.accumulator)
-        return _WeightedTiles(batch, probabilities, entropies)
+        return blank.remember(tiles, _WeightedTiles(batch, probabilities, entropies), placement)
 
     while position < len(corners):
         tiles = ladder.run(run)

@@ -21,13 +21,17 @@ class TimeEstimate:
     take longer than all the rest. By itself it counts only where steps take much longer than a warm-up.
     """
 
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, total: int, clock: Callable[[], float] = time.monotonic, expected_step_s: float | None = None
+    ) -> None:
         """Start the clock.
 
         Args:
             total: Steps of the job.
             clock: Time in seconds.
+            expected_step_s: Time of a step in an earlier job of this kind; the estimate until steps are measured.
         """
+        self._expected_step_s = expected_step_s
         self._total = total
         self._clock = clock
         self._start = clock()
@@ -41,5 +45,16 @@ class TimeEstimate:
         if done >= self._total:
             return 0.0
         if done <= since or (since == 0 and now - start < WARM_UP_S):
-            return None
+            return self.seconds_expected(done)
         return (now - start) / (done - since) * (self._total - done)
+
+    def seconds_expected(self, done: int = 0) -> float | None:
+        """Seconds for all but `done` steps at the speed of an earlier job; None without one."""
+        return None if self._expected_step_s is None else self._expected_step_s * (self._total - done)
+
+    def step_s(self) -> float | None:
+        """Measured time of a step, the first report's left out; None if there were too few."""
+        if len(self._reports) < 2:
+            return None
+        (first, start), (last, stop) = self._reports[0], self._reports[-1]
+        return (stop - start) / (last - first) if last > first else None

@@ -43,6 +43,15 @@ def _one_thread_each() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _remember_nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests find out about speed does not go where the program keeps what it finds out."""
+    from MambaSegLib import remembered
+
+    folder = tmp_path_factory.mktemp("remembered")
+    remembered.cache_folder = lambda: folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real labelled volumes; the tests that want it are skipped where it is absent."""

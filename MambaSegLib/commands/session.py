@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from MambaSegLib import remembered
 from MambaSegLib.bundle import Bundle
 from MambaSegLib.commands.reporting import Reporter
 from MambaSegLib.errors import InputError
@@ -165,6 +166,7 @@ def make_predictor(bundle: Bundle, arguments: argparse.Namespace) -> Predictor:
         mirroring=arguments.mirroring,
         overlap=arguments.overlap,
         engine=arguments.engine,
+        speeds=remembered.cache_folder() / "tile_seconds.json",
     )
 
 

@@ -5,17 +5,15 @@ Both give the same result to rounding, so what is chosen changes the time only.
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from MambaSegLib.atomic import new_file
+from MambaSegLib import remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 Engine = Literal["fused", "pytorch"]
 ENGINES: tuple[Engine, ...] = ("fused", "pytorch")
@@ -23,18 +21,6 @@ ENGINES: tuple[Engine, ...] = ("fused", "pytorch")
 
 _REPEATS = 3
 _log = logging.getLogger(__name__)
-
-
-def choices_file() -> Path:
-    """Where choices are remembered: the place this system keeps what a program can find out again."""
-    home = Path.home()
-    if sys.platform == "win32":
-        folder = home / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        folder = home / "Library" / "Caches"
-    else:
-        folder = home / ".cache"
-    return folder / "MambaSegmentation" / "cpu_engine.json"
 
 
 def faster_engine(
@@ -46,19 +32,18 @@ def faster_engine(
 
     Args:
         threads: Threads that compute.
-        file: Where choices are remembered; None takes `choices_file`.
+        file: Where choices are remembered; None takes a file in `remembered.cache_folder`.
         measure: Seconds per engine; None takes `measure_engines`.
     """
-    place = file or choices_file()
-    key = f"{_computer()}, {threads} threads"
-    remembered = _read(place)
-    known = remembered.get(key)
+    place = file or remembered.cache_folder() / "cpu_engine.json"
+    key = f"{computer()}, {threads} threads"
+    known = remembered.recall(place).get(key)
     if known in ENGINES:
         return known
     seconds = (measure or measure_engines)(threads)
     engine = min(seconds, key=seconds.__getitem__)
     _log.info("CPU engine: %s (%s)", engine, ", ".join(f"{name} {s * 1000:.0f} ms" for name, s in seconds.items()))
-    _write(place, {**remembered, key: engine})
+    remembered.remember(place, key, engine)
     return engine
 
 
@@ -92,29 +77,10 @@ def _best(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def _computer() -> str:
-    """What a choice depends on."""
-    import numba
+def computer() -> str:
+    """What speed depends on: processor and versions of the packages that compute."""
     import torch
 
-    from MambaSegLib.commands.machine import processor_name
+    from MambaSegLib.commands.machine import processor_name, version_of
 
-    return f"{processor_name()}, torch {torch.__version__}, numba {numba.__version__}"
-
-
-def _read(file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        _log.debug("no remembered choices: %s", problem)
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _write(file: Path, choices: dict[str, object]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(file) as work:
-            work.write_text(json.dumps(choices, indent=1), encoding="utf-8")
-    except OSError as problem:
-        _log.debug("the choice is not remembered: %s", problem)
+    return f"{processor_name()}, torch {torch.__version__}, numba {version_of('numba')}"

@@ -1,5 +1,6 @@
 """A whole prediction with small real networks: labels on the right voxels, honest progress, errors for people."""
 
+import json
 import subprocess
 import sys
 from itertools import permutations, product
@@ -426,3 +427,26 @@ def test_without_pytorch_the_message_says_how_to_install_it():
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "pip install torch" in found.stdout
+
+
+def test_the_time_of_a_tile_is_remembered_for_the_start_of_the_next_volume(tmp_path):
+    """Each clock reading is a second later, so tiles take whole seconds; the second volume's estimate comes at once."""
+    speeds, reports = tmp_path / "speeds.json", []
+    ticks = iter(range(10_000))
+    volume = axial(np.ones((8, 8, 40), np.int16))
+    for _ in range(2):
+        found = []
+        predictor(speeds=speeds).predict(volume, found.append, clock=lambda: float(next(ticks)))
+        reports.append([step for step in found if step.stage == "Predicting"])
+    first, second = reports
+    assert first[0].seconds_left is None
+    assert second[0].total == second[0].seconds_left > 0
+
+
+@pytest.mark.parametrize("seconds", ["soon", -1, 0, None, float("nan"), float("inf")])
+def test_a_remembered_time_that_is_none_is_ignored(seconds, tmp_path):
+    speeds, found = tmp_path / "speeds.json", []
+    one = predictor(speeds=speeds)
+    speeds.write_text(json.dumps({one._speed_key(): seconds}))
+    one.predict(axial(blocks()), found.append)
+    assert next(step for step in found if step.stage == "Predicting").seconds_left is None

@@ -198,6 +198,43 @@ def test_every_tile_is_reported_once():
     assert reports == [(done, total) for done in range(2, total + 1, 2)]
 
 
+class Counting(ConvNetwork):
+    """Counts the tiles it was given."""
+
+    tiles = 0
+
+    def forward(self, image):
+        self.tiles += len(image)
+        return super().forward(image)
+
+
+@pytest.mark.parametrize("disagreement", [False, True])
+def test_blank_tiles_are_computed_once_and_the_result_is_the_same_to_the_bit(disagreement, monkeypatch):
+    image = np.full((2, 8, 40, 8), -3.0, np.float32)
+    image[1] = 1.5
+    image[:, 2:5, 30:36, 3:6] = noise((2, 3, 6, 3))
+    network = Counting()
+    ensemble = Ensemble((network,), exclusive_classes(3), (8, 8, 8))
+    found = collect(ensemble, image, overlap=0.0, disagreement=disagreement)
+    assert network.tiles == 3  # of five: one of three blank ones, and the two that the content reaches into
+    monkeypatch.setattr("MambaSegLib.sliding_window._blank_values", lambda tiles: None)
+    expected = collect(ensemble, image, overlap=0.0, disagreement=disagreement)
+    assert network.tiles == 8
+    for one, other in zip(found, expected, strict=True):
+        assert one is other is None or one.tobytes() == other.tobytes()
+
+
+def test_a_tile_blank_in_one_channel_or_with_another_value_is_computed():
+    image = np.zeros((2, 4, 16, 4), np.float32)
+    image[0, :, 4:8] = 1  # another value
+    image[1, 2, 9, 2] = 1  # one voxel, one channel
+    network = Counting()
+    collect(Ensemble((network,), exclusive_classes(3), (4, 4, 4)), image, overlap=0.0)
+    assert (
+        network.tiles == 4
+    )  # the last is as blank as the first, but two others lay between: only the last one is kept
+
+
 def test_never_more_than_one_patch_depth_of_probabilities_is_held(monkeypatch):
     """By construction: the largest tensor made while streaming through a long volume."""
     largest = []
@@ -377,3 +414,16 @@ def test_the_time_left_is_right_within_a_factor_two_after_ten_percent(durations,
 
 def test_a_single_step_has_nothing_left():
     assert run_estimate([3.0])[-1][1] == 0
+
+
+def test_an_earlier_jobs_speed_is_the_estimate_until_steps_are_measured():
+    clock = FakeClock()
+    estimate = TimeEstimate(10, clock, expected_step_s=3.0)
+    assert estimate.seconds_expected() == 30.0
+    clock.now += 5
+    assert estimate.seconds_left(1) == 27.0  # the first step may be mostly compilation
+    assert estimate.step_s() is None
+    clock.now += 2
+    assert estimate.seconds_left(2) == 16.0
+    assert estimate.step_s() == 2.0
+    assert TimeEstimate(10, clock).seconds_expected() is None
