@@ -13,14 +13,17 @@ import numpy as np
 from MambaSegLib.scan.paths import Array
 from MambaSegLib.scan.vector_ir import I64, LANES, Value, Vectors, has_avx512, vector_kernel
 
-ROWS, PANEL_VECTORS = (12, 2) if has_avx512() else (6, 1)
-"""Rows and vectors of columns per call: as many sums as the processor's registers hold (32 wide ones with AVX-512, else
-16 that are half as wide), with room for the factors."""
+WIDE, NARROW = (12, 2), (6, 1)
+"""Rows and vectors of columns per call: as many sums as registers hold, with room for the factors. AVX-512 has 32 registers
+of one vector each; AVX2 has 16 of half a vector, NEON 32 of a quarter."""
+ROWS, PANEL_VECTORS = WIDE if has_avx512() else NARROW
 PANEL = PANEL_VECTORS * LANES
 _UNROLL = 4
 
 
-def _product_kernel(vectors: int) -> Any:
+def product_kernel(rows_at_once: int, vectors: int) -> Any:
+    """The kernel for so many rows and vectors of columns at a time."""
+
     @vector_kernel
     def multiply_rows(
         v: Vectors,
@@ -35,18 +38,18 @@ def _product_kernel(vectors: int) -> Any:
     ) -> None:
         """Write out[r, :] = sum over segments s and k < depth of rows[r * row_stride + offsets[s] + k] * panel[s, k, :].
 
-        `ROWS` rows are read and written. `offsets` is the address of int64 element offsets, `panel` of neighboring
+        `rows_at_once` rows are read and written. `offsets` is the address of int64 element offsets, `panel` of neighboring
         (segments, depth, columns) values.
         """
         builder = v.builder
-        sums = [[v.variable(v.constant(0.0)) for _ in range(vectors)] for _ in range(ROWS)]
-        row_offsets = [builder.mul(row_stride, v.index(r)) for r in range(ROWS)]
+        sums = [[v.variable(v.constant(0.0)) for _ in range(vectors)] for _ in range(rows_at_once)]
+        row_offsets = [builder.mul(row_stride, v.index(r)) for r in range(rows_at_once)]
         factors = v.variable(panel)
 
         def add(at: list[Value], steps: int) -> None:
             for k in range(steps):
                 right = [v.load(v.at(factors.get(), (k * vectors + j) * LANES)) for j in range(vectors)]
-                for r in range(ROWS):
+                for r in range(rows_at_once):
                     left = v.broadcast(v.at(at[r], k))
                     for j in range(vectors):
                         sums[r][j].set(v.fma(left, right[j], sums[r][j].get()))
@@ -63,7 +66,7 @@ def _product_kernel(vectors: int) -> Any:
             with v.loop(builder.sub(depth, done)) as single:
                 here = v.at(start, builder.add(done, single))
                 add([v.at(here, offset) for offset in row_offsets], 1)
-        for r in range(ROWS):
+        for r in range(rows_at_once):
             target = v.at(out, builder.mul(out_stride, v.index(r)))
             for j in range(vectors):
                 v.store(sums[r][j].get(), v.at(target, j * LANES))
@@ -71,7 +74,7 @@ def _product_kernel(vectors: int) -> Any:
     return multiply_rows
 
 
-multiply_rows = _product_kernel(PANEL_VECTORS)
+multiply_rows = product_kernel(ROWS, PANEL_VECTORS)
 
 
 def packed_panels(matrix: Array) -> Array:
