@@ -12,6 +12,7 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.progress import Progress
 from MambaSegmentationLib.job import Job
 from MambaSegmentationLib.request import Options, predictionWords
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event, Worker
 
 
@@ -154,10 +155,14 @@ class FolderRun(BatchRun):
 
     def _words(self) -> list[str]:
         if not self._inputFolder.is_dir():
-            message = f"The folder {self._inputFolder} does not exist. Choose the folder with the images."
+            message = _("The folder {inputFolder} does not exist. Choose the folder with the images.").format(
+                inputFolder=self._inputFolder
+            )
             raise InputError(message)
         if self._inputFolder.resolve() == self.outputFolder.resolve():
-            message = "The output folder is the input folder. Choose another, so that results are not taken for images."
+            message = _(
+                "The output folder is the input folder. Choose another, so that results are not taken for images."
+            )
             raise InputError(message)
         words = ["batch", str(self._inputFolder), "-o", str(self.outputFolder), "--format", self._format]
         words += predictionWords(self._bundle, self._options)
@@ -168,7 +173,9 @@ class FolderRun(BatchRun):
 
     def _cancelled(self) -> str:
         done = self.counts()["done"] + self.counts()["skipped"]
-        return f"Cancelled. {done} case(s) are done and stay in {self.outputFolder}. Press Apply again to go on from there."
+        return _(
+            "Cancelled. {done} case(s) are done and stay in {outputFolder}. Press Apply again to go on from there."
+        ).format(done=done, outputFolder=self.outputFolder)
 
     def _result(self) -> Any:
         return tuple(self.outcomes)

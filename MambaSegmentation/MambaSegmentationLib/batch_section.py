@@ -8,7 +8,6 @@ from typing import Any
 
 import qt
 import slicer
-from slicer.i18n import tr as _
 
 from MambaSegLib.commands.reporting import duration
 from MambaSegLib.model_zoo import ListedModel
@@ -17,6 +16,7 @@ from MambaSegmentationLib.channels import isImage, sceneCases
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.dicom_series import databaseSeries
 from MambaSegmentationLib.outcomes_file import earlierOutcomes
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs, choose, chooseInto, chosen, fill, setText
 
 FORMATS = (".seg.nrrd", ".nii.gz", ".nrrd", ".mha")

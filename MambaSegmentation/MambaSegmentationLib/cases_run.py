@@ -13,6 +13,7 @@ from MambaSegmentationLib.request import Request, VolumeNodes, predictionWords, 
 from MambaSegmentationLib.results import ResultFiles, takeIn
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_watch import SceneWatch
+from MambaSegmentationLib.translation import tr as _
 
 
 class CasesRun(BatchRun):
@@ -66,7 +67,7 @@ class SceneBatchRun(CasesRun):
             InputError: If an image cannot be used.
             EnvironmentProblemError: If the images cannot be written or the worker cannot be started.
         """
-        super().__init__(f"{len(cases)} images", request)
+        super().__init__(_("{count} images").format(count=len(cases)), request)
         self._cases = tuple(cases)
         self._names = [nodes[0].GetName() for nodes in cases]
         self.cases = len(cases)
@@ -123,8 +124,8 @@ class SceneBatchRun(CasesRun):
             self._takeResults()
 
     def _cancelled(self) -> str:
-        return (
-            f"Cancelled. {self.counts()['done']} of {self.cases} images are segmented; their results stay in the scene."
+        return _("Cancelled. {done} of {cases} images are segmented; their results stay in the scene.").format(
+            done=self.counts()["done"], cases=self.cases
         )
 
     def _result(self) -> Any:

@@ -11,6 +11,7 @@ import slicer
 from MambaSegLib.bundle import Bundle
 from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Channel
+from MambaSegmentationLib.translation import tr as _
 
 VolumeNode = slicer.vtkMRMLScalarVolumeNode
 Nodes = VolumeNode | Sequence[VolumeNode] | Mapping[str, VolumeNode]
@@ -29,20 +30,22 @@ def orderedNodes(nodes: Nodes, bundle: Bundle) -> tuple[VolumeNode, ...]:
         InputError: If images are missing, too many or of another name; the message lists the channels.
     """
     channels = [channel.name for channel in bundle.manifest.plan.channels]
-    wanted = f"{bundle.name} needs {len(channels)} image(s): {', '.join(channels)}"
+    wanted = _("{model} needs {count} image(s): {channels}").format(
+        model=bundle.name, count=len(channels), channels=", ".join(channels)
+    )
     if isinstance(nodes, Mapping):
         wrong = sorted(set(nodes) ^ set(channels))
         if wrong:
-            message = f"{wanted}. Missing or not known: {', '.join(wrong)}."
+            message = _("{wanted}. Missing or not known: {names}.").format(wanted=wanted, names=", ".join(wrong))
             raise InputError(message)
         nodes = [nodes[name] for name in channels]
     elif isinstance(nodes, VolumeNode):
         nodes = [nodes]
     if any(not isinstance(node, VolumeNode) for node in nodes or [None]):
-        message = f"{wanted}. Choose a volume for each."
+        message = _("{wanted}. Choose a volume for each.").format(wanted=wanted)
         raise InputError(message)
     if len(nodes) != len(channels):
-        message = f"{wanted}; {len(nodes)} given."
+        message = _("{wanted}; {count} given.").format(wanted=wanted, count=len(nodes))
         raise InputError(message)
     return tuple(nodes)
 
@@ -108,10 +111,10 @@ def _complete(channels: Sequence[Channel], group: Sequence[VolumeNode]) -> tuple
     missing = [channel.name for channel, node in zip(channels, found, strict=True) if node is None]
     if missing:
         names = ", ".join(node.GetName() for node in group)
-        message = (
-            f"Of {names}, none could be told to be {', '.join(missing)}. Put the images of each case into a study or folder "
-            "of their own in the Data module, and name them after the channels."
-        )
+        message = _(
+            "Of {names}, none could be told to be {missing}. Put the images of each case into a study or "
+            "folder of their own in the Data module, and name them after the channels."
+        ).format(names=names, missing=", ".join(missing))
         raise InputError(message)
     return tuple(node for node in found if node is not None)
 

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from slicer.i18n import tr as _
-
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.scan import BACKENDS
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.computer import Computer
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs, choose, chooseInto, chosen, explain, fill, setText
 
 

@@ -21,6 +21,7 @@ from MambaSegLib.plan import Label
 from MambaSegLib.seg_nrrd import TAG_PREFIX, terminology_entry
 from MambaSegLib.volume import Labels, Volume
 from MambaSegmentationLib.scene_change import SceneChange
+from MambaSegmentationLib.translation import tr as _
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -47,9 +48,9 @@ def volumeFromNode(
     array = voxels(node, frame)
     steps = RAS_TO_LPS @ (_ijkToRas(node) if matrix is None else matrix)
     try:
-        geometry, _ = straightened(steps[:3, 2::-1], steps[:3, 3], array.shape)
+        geometry, _repair = straightened(steps[:3, 2::-1], steps[:3, 3], array.shape)
     except InputError as error:
-        message = f"{node.GetName()}: {error}"
+        message = _("{name}: {error}").format(name=node.GetName(), error=error)
         raise InputError(message) from None
     return Volume(array[None], geometry, (), node.GetName() or "volume")
 
@@ -91,7 +92,9 @@ def regionBounds(roiNode: slicer.vtkMRMLDisplayableNode, node: slicer.vtkMRMLSca
     bounds = [0.0] * 6
     roiNode.GetRASBounds(bounds)
     if not all(bounds[2 * k] < bounds[2 * k + 1] for k in range(3)):
-        message = f"The region {roiNode.GetName()} has no size yet. Place it in the views, or choose no region."
+        message = _("The region {roi} has no size yet. Place it in the views, or choose no region.").format(
+            roi=roiNode.GetName()
+        )
         raise InputError(message)
     # GetRASBounds is in world coordinates: the ROI's own transform is in it already.
     toNode = _betweenNodes(None, node.GetParentTransformNode(), f"{node.GetName()} and the region")
@@ -130,16 +133,15 @@ def checkOutput(outputNode: slicer.vtkMRMLSegmentationNode, reference: slicer.vt
     if segmentation.GetNumberOfSegments() == 0:
         return
     if outputNode.GetTransformNodeID() != reference.GetTransformNodeID():
-        message = (
-            f"The segmentation {outputNode.GetName()} lies under another transform than {reference.GetName()}. "
-            "Put both under the same one, or choose a new segmentation."
-        )
+        message = _(
+            "The segmentation {output} lies under another transform than {reference}. Put both under the "
+            "same one, or choose a new segmentation."
+        ).format(output=outputNode.GetName(), reference=reference.GetName())
         raise InputError(message)
     if segmentation.GetSourceRepresentationName() != _labelmapName():
-        message = (
-            f"The segments of {outputNode.GetName()} are stored as {segmentation.GetSourceRepresentationName()}, "
-            "not as label maps. Choose a new segmentation."
-        )
+        message = _(
+            "The segments of {output} are stored as {kind}, not as label maps. Choose a new segmentation."
+        ).format(output=outputNode.GetName(), kind=segmentation.GetSourceRepresentationName())
         raise InputError(message)
 
 
@@ -169,7 +171,9 @@ def segmentationFromLabels(
     grid = grid or reference
     geometry = volumeGeometry(grid)
     if not geometry.is_close(labels.geometry):
-        message = f"{reference.GetName()} has changed since it was segmented: {labels.geometry.differences(geometry)}."
+        message = _("{reference} has changed since it was segmented: {differences}.").format(
+            reference=reference.GetName(), differences=labels.geometry.differences(geometry)
+        )
         raise InputError(message)
     if outputNode is None:
         outputNode = _newSegmentation(reference)
@@ -233,11 +237,11 @@ def voxels(node: slicer.vtkMRMLScalarVolumeNode, frame: int | None) -> Array:
     """A copy of an image's values, (Z, Y, X); see `volumeFromNode`."""
     name = node.GetName() or "The volume"
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
-        message = f"{name} is a label map, not an image. Choose the image itself."
+        message = _("{name} is a label map, not an image. Choose the image itself.").format(name=name)
         raise InputError(message)
     image = node.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-        message = f"{name} holds no voxels. Load an image into it or choose another."
+        message = _("{name} holds no voxels. Load an image into it or choose another.").format(name=name)
         raise InputError(message)
     shape = image.GetDimensions()[::-1]
     values = vtk_to_numpy(image.GetPointData().GetScalars())
@@ -245,10 +249,10 @@ def voxels(node: slicer.vtkMRMLScalarVolumeNode, frame: int | None) -> Array:
     if count == 1:
         return np.array(values.reshape(shape))
     if frame is None or not 0 <= frame < count:
-        message = (
-            f"{name} has {count} values per voxel (a 4D or color image); one 3D image is needed. "
-            f"Name a frame from 0 to {count - 1}, or load the file as a sequence and choose the current frame."
-        )
+        message = _(
+            "{name} has {count} values per voxel (a 4D or color image); one 3D image is needed. Name a frame "
+            "from 0 to {last}, or load the file as a sequence and choose the current frame."
+        ).format(name=name, count=count, last=count - 1)
         raise InputError(message)
     return np.ascontiguousarray(values.reshape(*shape, count)[..., frame])
 
@@ -275,7 +279,9 @@ def _relativeMatrix(
 def _betweenNodes(source: object, target: object, names: str) -> Array:
     matrix = vtk.vtkMatrix4x4()
     if not slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(source, target, matrix):
-        message = f"The transform between {names} is not linear. Harden it in the Transforms module first."
+        message = _("The transform between {names} is not linear. Harden it in the Transforms module first.").format(
+            names=names
+        )
         raise InputError(message)
     return _asArray(matrix)
 
@@ -348,7 +354,9 @@ def _addSegment(
     segment.AddRepresentation(_labelmapName(), image)
     segmentId = segmentation.GenerateUniqueSegmentID(f"Segment_{label.value}")
     if not segmentation.AddSegment(segment, segmentId):
-        message = f"Slicer did not accept the segment {label.name}. Choose a new segmentation as output."
+        message = _("Slicer did not accept the segment {name}. Choose a new segmentation as output.").format(
+            name=label.name
+        )
         raise InputError(message)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import EnvironmentProblemError
+from MambaSegmentationLib.translation import tr as _
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Consent:
 
 
 PACKAGES = (
-    Package("torch", "torch>=2.6", 250, "computes the networks; up to 3000 MB with support for NVIDIA GPUs"),
-    Package("numba", "numba>=0.60", 50, "makes segmenting without a GPU many times faster"),
-    Package("safetensors", "safetensors>=0.4.5", 1, "reads model weights without running code from them"),
-    Package("scipy", "scipy>=1.13", 40, "resamples images"),
-    Package("SimpleITK", "SimpleITK>=2.3", 50, "reads images"),
+    Package("torch", "torch>=2.6", 250, _("computes the networks; up to 3000 MB with support for NVIDIA GPUs")),
+    Package("numba", "numba>=0.60", 50, _("makes segmenting without a GPU many times faster")),
+    Package("safetensors", "safetensors>=0.4.5", 1, _("reads model weights without running code from them")),
+    Package("scipy", "scipy>=1.13", 40, _("resamples images")),
+    Package("SimpleITK", "SimpleITK>=2.3", 50, _("reads images")),
 )
 """In the order they are installed in; scipy and SimpleITK are part of Slicer."""
 
@@ -71,16 +72,20 @@ def missingPackages(isInstalled: Callable[[str], bool] | None = None) -> tuple[P
 
 def consent(missing: Sequence[Package], wheelFolder: Path | None = None) -> Consent:
     """The question to ask before installing."""
-    lines = [f"- {package.name}, about {package.megabytes} MB: {package.reason}" for package in missing]
+    line = _("- {name}, about {megabytes} MB: {reason}")
+    lines = [line.format(name=each.name, megabytes=each.megabytes, reason=each.reason) for each in missing]
     total = sum(package.megabytes for package in missing)
-    source = f"from the folder {wheelFolder}" if wheelFolder else f"from the internet (about {total} MB or more)"
-    text = (
-        f"Segmenting needs {len(missing)} Python package(s) that Slicer does not have yet:\n\n"
-        + "\n".join(lines)
-        + f"\n\nThey are installed {source} into this Slicer. Slicer's own numpy, scipy, SimpleITK and VTK stay as they "
-        "are. Images are never sent anywhere.\n\nInstall now?"
+    web = _("from the internet (about {total} MB or more)").format(total=total)
+    source = _("from the folder {folder}").format(folder=wheelFolder) if wheelFolder else web
+    text = _(
+        "Segmenting needs {count} Python package(s) that Slicer does not have yet:\n\n{lines}\n\nThey are installed "
+        "{source} into this Slicer. Slicer's own numpy, scipy, SimpleITK and VTK stay as they are. No image is sent "
+        "anywhere.\n\nInstall now?"
     )
-    return Consent("Install packages for MambaSegmentation", text)
+    return Consent(
+        _("Install packages for MambaSegmentation"),
+        text.format(count=len(missing), lines="\n".join(lines), source=source),
+    )
 
 
 def constraints() -> str:
@@ -101,7 +106,7 @@ def install(missing: Sequence[Package], *, wheelFolder: Path | None = None) -> N
         EnvironmentProblemError: If something could not be installed; the message says what to do.
     """
     if wheelFolder is not None and not wheelFolder.is_dir():
-        message = f"The folder of wheels {wheelFolder} does not exist."
+        message = _("The folder of wheels {wheelFolder} does not exist.").format(wheelFolder=wheelFolder)
         raise EnvironmentProblemError(message)
     with tempfile.TemporaryDirectory(prefix="mambaseg-") as folder:
         path = Path(folder) / "constraints.txt"
@@ -114,7 +119,9 @@ def install(missing: Sequence[Package], *, wheelFolder: Path | None = None) -> N
     left = missingPackages()
     if left:
         names = ", ".join(package.name for package in left)
-        message = f"Still missing after the installation: {names}. Restart Slicer and try again; the log says more."
+        message = _(
+            "Still missing after the installation: {names}. Restart Slicer and try again; the log says more."
+        ).format(names=names)
         raise EnvironmentProblemError(message)
 
 
@@ -129,9 +136,9 @@ def _installTorch() -> None:
     try:
         import PyTorchUtils
     except ModuleNotFoundError:
-        message = (
-            "PyTorch is installed through Slicer's PyTorch extension, which is missing. Install it from the Extensions "
-            "Manager, restart Slicer and press Apply again."
+        message = _(
+            "PyTorch is installed through Slicer's PyTorch extension, which is missing. Install it from the "
+            "Extensions Manager, restart Slicer and press Apply again."
         )
         raise EnvironmentProblemError(message) from None
     requirement = PACKAGES[0].requirement.removeprefix("torch")
@@ -140,7 +147,7 @@ def _installTorch() -> None:
         PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=requirement)
         is None
     ):
-        message = (
+        message = _(
             "PyTorch could not be installed. Open the PyTorch Utils module to see why and to choose another version."
         )
         raise EnvironmentProblemError(message)
@@ -168,10 +175,10 @@ def _installRest(requirements: list[str], constraintsFile: Path, wheelFolder: Pa
         )
     except Exception as error:
         names = ", ".join(requirements)
-        message = (
-            f"{names} could not be installed: {error}. Without internet, choose a folder of wheels "
-            "(made elsewhere with `pip download`) in the Advanced section."
-        )
+        message = _(
+            "{names} could not be installed: {error}. Without internet, choose a folder of wheels (made "
+            "elsewhere with `pip download`) in the Advanced section."
+        ).format(names=names, error=error)
         raise EnvironmentProblemError(message) from error
 
 

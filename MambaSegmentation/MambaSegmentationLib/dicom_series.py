@@ -17,6 +17,7 @@ from MambaSegLib.plan import Channel
 from MambaSegmentationLib.batch_run import FolderRun
 from MambaSegmentationLib.channels import suggestedNames
 from MambaSegmentationLib.request import Options
+from MambaSegmentationLib.translation import tr as _
 
 _PATIENT_NAME, _STUDY_DATE, _MODALITY, _DESCRIPTION = "0010,0010", "0008,0020", "0008,0060", "0008,103e"
 
@@ -104,7 +105,7 @@ def dicomCases(channels: Sequence[Channel], series: Sequence[Series]) -> dict[st
         InputError: If none was chosen, or a study lacks a series for a channel.
     """
     if not series:
-        message = "No series was chosen. Mark the series to be segmented."
+        message = _("No series was chosen. Mark the series to be segmented.")
         raise InputError(message)
     if len(channels) == 1:
         return {_fileName(one): (one,) for one in series}
@@ -119,10 +120,10 @@ def _complete(channels: Sequence[Channel], group: Sequence[Series]) -> tuple[Ser
     missing = [channel.name for channel, place in zip(channels, found, strict=True) if place is None]
     if missing:
         names = ", ".join(one.description or "?" for one in group)
-        message = (
-            f"{group[0].patient}, {group[0].date}: of {names}, none could be told to be {', '.join(missing)}. Leave the study "
-            "out, or load its images and choose them by hand."
-        )
+        message = _(
+            "{patient}, {date}: of {names}, none could be told to be {missing}. Leave the study out, or load "
+            "its images and choose them by hand."
+        ).format(patient=group[0].patient, date=group[0].date, names=names, missing=", ".join(missing))
         raise InputError(message)
     return tuple(group[place] for place in found if place is not None)
 
@@ -153,5 +154,5 @@ def _link(series: Series, folder: Path) -> None:
                 make(file, target)
                 break
         else:
-            message = f"{file} cannot be read. Import the series into the DICOM database again."
+            message = _("{file} cannot be read. Import the series into the DICOM database again.").format(file=file)
             raise InputError(message)

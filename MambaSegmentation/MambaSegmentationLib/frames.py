@@ -11,6 +11,7 @@ import slicer
 from MambaSegLib.errors import InputError
 from MambaSegLib.volume import Volume
 from MambaSegmentationLib import conversion
+from MambaSegmentationLib.translation import tr as _
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,15 @@ def framesOf(nodes: Sequence[Any]) -> Frames:
     counts = {node.GetName(): count for node in nodes if (count := numberOfFrames(node)) > 1}
     if not counts:
         names = ", ".join(node.GetName() for node in nodes)
-        message = f"{names}: there is one frame only. Segment the current frame, or load the file as a sequence."
+        message = _(
+            "{names}: there is one frame only. Segment the current frame, or load the file as a sequence."
+        ).format(names=names)
         raise InputError(message)
     if len(set(counts.values())) > 1:
         numbers = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        message = f"The images have different numbers of frames: {numbers}. Choose images that belong together."
+        message = _(
+            "The images have different numbers of frames: {numbers}. Choose images that belong together."
+        ).format(numbers=numbers)
         raise InputError(message)
     (count,) = set(counts.values())
     master = next((pair for pair in found if pair is not None), None)

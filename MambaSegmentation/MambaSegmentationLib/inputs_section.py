@@ -7,7 +7,6 @@ from typing import Any
 
 import qt
 import slicer
-from slicer.i18n import tr as _
 
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Channel
@@ -15,6 +14,7 @@ from MambaSegmentationLib.channels import isImage, suggestedNodes
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.conversion import fitRegion
 from MambaSegmentationLib.frames import numberOfFrames
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import choose, chosen, fill
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegmentationLib.job import Job
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event
 
 
@@ -41,7 +42,7 @@ class InstallRun(Job):
         self.modelName = str(result["name"])
 
     def _cancelled(self) -> str:
-        return "Cancelled. No model was installed."
+        return _("Cancelled. No model was installed.")
 
     def _result(self) -> Any:
         return self.modelName

@@ -16,6 +16,7 @@ import slicer
 
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError, MambaSegError
 from MambaSegLib.progress import Progress
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event, Worker, libraryCommand, libraryEnvironment
 
 State = Literal["running", "done", "failed", "cancelled"]
@@ -77,7 +78,7 @@ class Job:
         except MambaSegError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 (a defect must not leave the window waiting for ever)
-            self._fail(EnvironmentProblemError(f"The result could not be taken in: {error}"))
+            self._fail(EnvironmentProblemError(_("The result could not be taken in: {error}").format(error=error)))
         finally:
             self._removeFolder()
         return True
@@ -102,7 +103,9 @@ class Job:
         end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         while not self.poll():
             if time.monotonic() > end:
-                message = f"{self.name} is still being worked on after {timeout_s:g} s."
+                message = _("{name} is still being worked on after {timeout_s:g} s.").format(
+                    name=self.name, timeout_s=timeout_s
+                )
                 raise TimeoutError(message)
             slicer.app.processEvents()
             time.sleep(0.02)
@@ -128,7 +131,7 @@ class Job:
         except BaseException as error:
             self._removeFolder()
             if isinstance(error, OSError):
-                message = f"The segmentation process could not be started: {error}"
+                message = _("The segmentation process could not be started: {error}").format(error=error)
                 raise EnvironmentProblemError(message) from error
             raise
 
@@ -172,7 +175,7 @@ class Job:
 
     def _cancelled(self) -> str:
         """What to say when the person stopped it."""
-        return "Cancelled. The scene is as it was before."
+        return _("Cancelled. The scene is as it was before.")
 
     def _fail(self, error: MambaSegError) -> None:
         self.error = error

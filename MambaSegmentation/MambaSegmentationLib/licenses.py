@@ -7,6 +7,7 @@ from pathlib import Path
 
 from MambaSegLib.atomic import new_file
 from MambaSegLib.model_zoo import ListedModel
+from MambaSegmentationLib.translation import tr as _
 
 OPEN_LICENSES = ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
 """Licenses of weights that allow any use, commercial use too."""
@@ -19,10 +20,10 @@ def licenseQuestion(model: ListedModel) -> str:
     if model.manifest is None or model.manifest.provenance.weights_license in OPEN_LICENSES:
         return ""
     found = model.manifest.provenance.weights_license
-    return (
-        f'The weights of {model.name} are under the license "{found}", which may forbid some uses, such as commercial '
-        "ones. Do you accept it?"
-    )
+    return _(
+        'The weights of {name} are under the license "{found}", which may forbid some uses, such as '
+        "commercial ones. Do you accept it?"
+    ).format(name=model.name, found=found)
 
 
 def isAccepted(model: ListedModel, modelsFolder: Path) -> bool:

@@ -22,6 +22,7 @@ from MambaSegmentationLib.job import Job
 from MambaSegmentationLib.request import Options, Request
 from MambaSegmentationLib.segmentation_run import SegmentationRun
 from MambaSegmentationLib.sequence_run import SequenceRun
+from MambaSegmentationLib.translation import tr as _
 
 DEFAULT_MODEL = "mamba_unet_multidirectional.hippocampus"
 
@@ -66,7 +67,7 @@ class Segmenter:
         """
         self._checkIdle()
         if not cases:
-            message = "No image was chosen. Mark the images to be segmented."
+            message = _("No image was chosen. Mark the images to be segmented.")
             raise InputError(message)
         request = self._request(cases[0], model, None, None, options)
         ordered = [orderedNodes(nodes, request.bundle) for nodes in cases]
@@ -181,7 +182,7 @@ class Segmenter:
 
     def _checkIdle(self) -> None:
         if self._run is not None and not self._run.poll():
-            message = "A segmentation is running already. Wait until it is done, or cancel it."
+            message = _("A segmentation is running already. Wait until it is done, or cancel it.")
             raise InputError(message)
 
     def _checkPackages(self, options: Options) -> None:
@@ -190,8 +191,8 @@ class Segmenter:
         missing = dependencies.missingPackages()
         if missing:
             names = ", ".join(package.name for package in missing)
-            message = (
-                f"Python packages are missing: {names}. Press Apply in the MambaSegmentation module to install them, "
-                "or call MambaSegmentationLib.dependencies.install(...)."
-            )
+            message = _(
+                "Python packages are missing: {names}. Press Apply in the MambaSegmentation module to install "
+                "them, or call MambaSegmentationLib.dependencies.install(...)."
+            ).format(names=names)
             raise EnvironmentProblemError(message)

@@ -8,11 +8,12 @@ from html import escape
 from MambaSegLib.manifest import BundleManifest, Metric
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Channel, Label, Plan
+from MambaSegmentationLib.translation import tr as _
 
 
 def modelTitle(model: ListedModel) -> str:
     """Line of the model picker."""
-    return model.name if not model.problem else f"{model.name} (cannot be used)"
+    return model.name if not model.problem else _("{name} (cannot be used)").format(name=model.name)
 
 
 def matches(model: ListedModel, words: str) -> bool:
@@ -29,26 +30,31 @@ def matches(model: ListedModel, words: str) -> bool:
 def modelHtml(model: ListedModel) -> str:
     """Details of a model as HTML; what it says is escaped, since a stranger may have written it."""
     if model.manifest is None:
-        return f"<p><b>{escape(model.name)}</b> cannot be used: {escape(model.problem)}</p>"
+        sentence = _("{name} cannot be used: {problem}")
+        return f"<p>{sentence.format(name=f'<b>{escape(model.name)}</b>', problem=escape(model.problem))}</p>"
     manifest = model.manifest
     rows = [
-        ("Input", escape(", ".join(map(_channelText, manifest.plan.channels)))),
-        ("Segments", ", ".join(map(_labelHtml, manifest.plan.predicted_labels))),
-        ("Regions", escape(_regions(manifest.plan))),
-        ("Anatomy", escape(", ".join(_anatomy(manifest)))),
-        ("Network", escape(f"{manifest.plan.network.name}, {len(manifest.folds)} fold(s)")),
-        ("Accuracy", _accuracyHtml(manifest.metrics)),
-        ("Trained on", escape(_training(manifest))),
-        ("License", escape(f"{manifest.provenance.weights_license} (weights)")),
-        ("Intended use", escape(manifest.intended_use)),
-        ("Limits", escape(manifest.limits)),
-        ("On disk", escape(f"{sum(fold.bytes for fold in manifest.folds) / 1e6:.1f} MB, {model.path}")),
+        (_("Input"), escape(", ".join(map(_channelText, manifest.plan.channels)))),
+        (_("Segments"), ", ".join(map(_labelHtml, manifest.plan.predicted_labels))),
+        (_("Regions"), escape(_regions(manifest.plan))),
+        (_("Anatomy"), escape(", ".join(_anatomy(manifest)))),
+        (_("Network"), escape(_networkText(manifest))),
+        (_("Accuracy"), _accuracyHtml(manifest.metrics)),
+        (_("Trained on"), escape(_training(manifest))),
+        (_("License"), escape(_("{license} (weights)").format(license=manifest.provenance.weights_license))),
+        (_("Intended use"), escape(manifest.intended_use)),
+        (_("Limits"), escape(manifest.limits)),
+        (_("On disk"), escape(f"{sum(fold.bytes for fold in manifest.folds) / 1e6:.1f} MB, {model.path}")),
     ]
     table = "".join(
         f"<tr><td valign='top'><b>{name}</b>&nbsp;&nbsp;</td><td>{value}</td></tr>" for name, value in rows if value
     )
     title = f"<small>{escape(manifest.name)} {escape(manifest.version)} ({model.origin})</small>"
     return f"<p><b>{escape(manifest.description)}</b><br>{title}</p><table>{table}</table>"
+
+
+def _networkText(manifest: BundleManifest) -> str:
+    return _("{network}, {count} fold(s)").format(network=manifest.plan.network.name, count=len(manifest.folds))
 
 
 def _channelText(channel: Channel) -> str:
@@ -79,7 +85,7 @@ def _accuracyHtml(metrics: Sequence[Metric]) -> str:
     lines = [_metricText(metric) for metric in metrics]
     definitions = dict.fromkeys(f"{metric.name}: {metric.definition} {metric.protocol}".strip() for metric in metrics)
     small = "".join(f"<br><small>{escape(text)}</small>" for text in definitions)
-    return "<br>".join(map(escape, lines)) + small if lines else "not stated"
+    return "<br>".join(map(escape, lines)) + small if lines else _("not stated")
 
 
 def _metricText(metric: Metric) -> str:
@@ -89,5 +95,5 @@ def _metricText(metric: Metric) -> str:
 
 def _training(manifest: BundleManifest) -> str:
     provenance = manifest.provenance
-    cases = f", {provenance.training_cases} cases" if provenance.training_cases else ""
+    cases = _(", {count} cases").format(count=provenance.training_cases) if provenance.training_cases else ""
     return f"{provenance.dataset}{cases} ({provenance.dataset_license}). {provenance.dataset_attribution}".strip()

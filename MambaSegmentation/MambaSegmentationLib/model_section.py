@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import qt
-from slicer.i18n import tr as _
 
 from MambaSegLib.errors import InputError, MambaSegError
 from MambaSegLib.model_zoo import ListedModel
@@ -15,6 +14,7 @@ from MambaSegmentationLib import licenses
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.install_run import InstallRun
 from MambaSegmentationLib.model_details import matches, modelHtml, modelTitle
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs
 
 

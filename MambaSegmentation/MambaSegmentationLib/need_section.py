@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from slicer.i18n import tr as _
-
 from MambaSegLib.commands.reporting import duration
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.computer import Computer, ComputerRun, Estimate
+from MambaSegmentationLib.translation import tr as _
 
 
 class NeedSection:

@@ -14,6 +14,7 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.volume import Volume
 from MambaSegLib.volume_io import write_volume
 from MambaSegmentationLib import conversion
+from MambaSegmentationLib.translation import tr as _
 
 VolumeNodes = tuple[slicer.vtkMRMLScalarVolumeNode, ...]
 
@@ -55,7 +56,9 @@ class Options:
         """
         known = {field.name for field in fields(cls)}
         if unknown := set(words) - known:
-            message = f"Unknown option {', '.join(sorted(unknown))}. Options are {', '.join(sorted(known))}."
+            message = _("Unknown option {names}. Options are {known}.").format(
+                names=", ".join(sorted(unknown)), known=", ".join(sorted(known))
+            )
             raise InputError(message)
         return cls(**words)
 

@@ -6,11 +6,11 @@ from html import escape
 from typing import Any
 
 import qt
-from slicer.i18n import tr as _
 
 from MambaSegLib.commands.reporting import duration, progress_line
 from MambaSegmentationLib.batch_run import BatchRun
 from MambaSegmentationLib.job import Job
+from MambaSegmentationLib.translation import tr as _
 
 
 class RunSection:

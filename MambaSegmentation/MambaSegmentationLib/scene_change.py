@@ -42,7 +42,9 @@ class SceneChange:
         """Note what is new, or take it back if something went wrong."""
         before = set(self._before)
         # The nodes themselves: after the scene is closed, another node may have the name one of them had.
-        self._added = [self._scene.GetNodeByID(nodeId) for nodeId in _nodeIds(self._scene) if nodeId not in before]
+        added = [self._scene.GetNodeByID(nodeId) for nodeId in _nodeIds(self._scene) if nodeId not in before]
+        # Slicer makes the tree of all data when it is first asked for; it is nobody's to remove.
+        self._added = [node for node in added if not node.IsA("vtkMRMLSubjectHierarchyNode")]
         for node in self._added:
             node.SetUndoEnabled(bool(self._scene.GetUndoFlag()))
         if kind is not None:

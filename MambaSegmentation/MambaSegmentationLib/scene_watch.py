@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from MambaSegmentationLib.translation import tr as _
+
 
 class SceneWatch:
     """Calls back with the reason, once for each event, until `stop`."""
@@ -30,10 +32,12 @@ class SceneWatch:
             self._scene.RemoveObserver(tag)
         self._tags = []
 
-    def _onSceneClose(self, *_: object) -> None:
-        self._onGone(f"The scene was closed while {self._name} was being segmented, so the work was stopped.")
+    def _onSceneClose(self, *_event: object) -> None:
+        self._onGone(
+            _("The scene was closed while {name} was being segmented, so the work was stopped.").format(name=self._name)
+        )
 
-    def _onNodeRemoved(self, *_: object) -> None:
+    def _onNodeRemoved(self, *_event: object) -> None:
         gone = [node.GetName() for node in self._nodes if not self._scene.IsNodePresent(node)]
         if gone:
-            self._onGone(f"{gone[0]} was deleted while it was being used, so the work was stopped.")
+            self._onGone(_("{name} was deleted while it was being used, so the work was stopped.").format(name=gone[0]))

@@ -19,6 +19,7 @@ from MambaSegmentationLib.request import Request, regionWords, writeChannels
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_nodes import componentNode, tableNodeFromCsv, volumeNodeFromArray
 from MambaSegmentationLib.scene_watch import SceneWatch
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event
 
 
@@ -67,13 +68,14 @@ class SequenceRun(CasesRun):
         return region
 
     def _caseName(self, name: str) -> str:
-        return f"Frame {int(name) + 1}"
+        return _("Frame {number}").format(number=int(name) + 1)
 
     def _bringIn(self, result: Event) -> None:
         failed = [outcome for outcome in self.outcomes if outcome.status == "failed"]
         if len(failed) == self.cases:
             raise InputError(failed[0].message)
-        self.notices += [f"{outcome.case} was not segmented: {outcome.message}" for outcome in failed]
+        sentence = _("{case} was not segmented: {reason}")
+        self.notices += [sentence.format(case=outcome.case, reason=outcome.message) for outcome in failed]
         change = SceneChange(self._request.nodes[0].GetScene(), self._request.outputNode)
         with change:
             self._addAll()
@@ -154,10 +156,10 @@ class SequenceRun(CasesRun):
 
 def _checkOutput(node: Any) -> None:
     if node is not None and node.GetSegmentation().GetNumberOfSegments() > 0:
-        message = (
-            f"The segmentation {node.GetName()} holds segments, which would be lost between the frames. Choose a new "
+        message = _(
+            "The segmentation {name} holds segments, which would be lost between the frames. Choose a new "
             "segmentation for all frames."
-        )
+        ).format(name=node.GetName())
         raise InputError(message)
 
 
@@ -185,7 +187,9 @@ def _asSequence(frames: Frames) -> Frames:
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
     proxy = browser.GetProxyNode(sequence)
     if proxy is None:
-        message = f"Slicer could not make a sequence of {name}. Load the file as a sequence instead."
+        message = _("Slicer could not make a sequence of {name}. Load the file as a sequence instead.").format(
+            name=name
+        )
         raise EnvironmentProblemError(message)
     proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
     conversion.putBeside(proxy, source)

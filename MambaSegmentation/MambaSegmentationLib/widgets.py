@@ -11,7 +11,8 @@ from typing import Any
 
 import qt
 import slicer
-from slicer.i18n import tr as _
+
+from MambaSegmentationLib.translation import tr as _
 
 _FLAGS_ROLE = int(qt.Qt.UserRole) - 1
 """Role under which Qt keeps whether an entry of a combo box can be chosen."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import qt
 import slicer
-from slicer.i18n import tr as _
 
 from MambaSegLib import __version__
 from MambaSegLib.commands.reporting import duration
@@ -29,6 +28,7 @@ from MambaSegmentationLib.job import Job
 from MambaSegmentationLib.model_section import ModelSection
 from MambaSegmentationLib.need_section import NeedSection, needKey
 from MambaSegmentationLib.run_section import RunSection
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs, alignLabels
 
 POLL_MS = 100

@@ -1,6 +1,6 @@
 """A process that works for Slicer: it can be watched, and killed with everything it started.
 
-Nothing here needs Slicer or Qt. The caller asks `poll()` now and then (from a timer in the window, from a loop in a
+Nothing here needs Slicer or Qt; only the texts are in Slicer's language where there is Slicer. The caller asks `poll()` now and then (from a timer in the window, from a loop in a
 script); callbacks run in there, never in another thread.
 """
 
@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from MambaSegmentationLib.translation import tr as _
+
 Event = Mapping[str, Any]
 """One event as described in MambaSegLib/commands/reporting.py."""
 
@@ -29,7 +31,7 @@ GRACE_S = 1.0
 
 LOG_LINES = 200
 SHOWN_LINES = 8
-_OUT_OF_MEMORY_HINT = "The system may have run out of memory: close other programs, or segment a region only."
+_OUT_OF_MEMORY_HINT = _("The system may have run out of memory: close other programs, or segment a region only.")
 
 
 def pythonExecutable() -> str:
@@ -147,8 +149,9 @@ class Worker:
         if self.error is not None:
             return str(self.error.get("message", ""))
         lines = list(self.log)[-SHOWN_LINES:]
-        said = "\nIts last lines:\n" + "\n".join(lines) if lines else ""
-        return f"The segmentation process ended unexpectedly ({_ending(self.returnCode)}).{said}"
+        said = "\n" + _("Its last lines:") + "\n" + "\n".join(lines) if lines else ""
+        ending = _("The segmentation process ended unexpectedly ({reason}).").format(reason=_ending(self.returnCode))
+        return ending + said
 
     def _reader(self, stream: IO[bytes] | None, isOutput: bool) -> threading.Thread:
         def read() -> None:
@@ -220,7 +223,7 @@ def _parsed(line: str) -> Event | None:
 
 def _ending(code: int) -> str:
     if code in (-9, 137):
-        return f"killed. {_OUT_OF_MEMORY_HINT}"
+        return _("killed. {hint}").format(hint=_OUT_OF_MEMORY_HINT)
     if code < 0:
-        return f"signal {-code}"
-    return f"exit code {code:#x}" if code > 255 else f"exit code {code}"
+        return _("signal {number}").format(number=-code)
+    return _("exit code {number}").format(number=f"{code:#x}" if code > 255 else code)

@@ -22,6 +22,8 @@ MODULE_FOLDER = HERE.parents[1] / "MambaSegmentation"
 
 MODULE_FILE = MODULE_FOLDER / "MambaSegmentation.py"
 
+_TREE = "vtkMRMLSubjectHierarchyNode"
+
 collect_ignore_glob = ["standins/*"]
 
 
@@ -153,8 +155,9 @@ def addSequence(scene: Any) -> Any:
 
 
 def contents(scene: Any) -> list[str]:
-    """Everything in a scene: what an undo must bring back."""
-    return sorted(f"{(node := scene.GetNthNode(n)).GetID()} {node.GetName()}" for n in range(scene.GetNumberOfNodes()))
+    """Everything in a scene but the tree Slicer makes when it is first asked for: what an undo must bring back."""
+    nodes = [scene.GetNthNode(number) for number in range(scene.GetNumberOfNodes())]
+    return sorted(f"{node.GetID()} {node.GetName()}" for node in nodes if node.GetClassName() != _TREE)
 
 
 def until(run: Any, condition: Callable[[], bool], seconds: float = 30) -> None:
