@@ -22,10 +22,16 @@ PYTEST_OPTIONS ?=
 VIEW := .venv-view
 VIEW_CONSTRAINTS := .ci/constraints-view.txt
 
-.PHONY: help setup view test lint types demo bench clean
+# 3D Slicer's own Python, for the tests of its module; pyenv's may not be on the path. Empty if there is none, or if .venv has it.
+PYTHON312 ?= $(shell $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] == (3, 12))' 2>/dev/null && \
+	for python in python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python); do \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null && echo "$$python" && break; done)
+VENV312 := .venv-312
+
+.PHONY: help setup view test test-312 lint types demo bench clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 
 setup: $(VENV)/.stamp-dev ## Make .venv with everything a developer needs
 
@@ -34,6 +40,13 @@ view: $(VIEW)/.stamp ## Make .venv-view, in which `mambaseg view` runs
 test: lint types ## Set up, then run every check: style, types, tests (what CI runs)
 	@$(MAKE) --no-print-directory view || echo "The viewer's packages cannot be installed here: its tests are skipped."
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist loadfile $(PYTEST_OPTIONS)
+	@if [ -n "$(PYTHON312)" ]; then $(MAKE) --no-print-directory test-312; \
+		else echo "No Python 3.12 beside the one of .venv: the module's tests ran in that one only."; fi
+
+# PyTorch is only needed by the worker processes, which run in .venv: there may be no small build of it for this Python here.
+test-312: $(VENV312)/.stamp $(VENV)/.stamp-dev ## Set up .venv-312, then test the Slicer module in Slicer's own Python
+	$(VENV312)/bin/python -m pytest Testing/slicer -n $(PYTEST_WORKERS) --maxprocesses 8 --dist loadfile -m "not slow" \
+		--worker-python $(CURDIR)/$(BIN)/python $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.stamp-dev ## Style
 	$(BIN)/ruff check .
@@ -51,7 +64,7 @@ bench: $(VENV)/.stamp-dev ## Measure speed and memory; figures are printed
 		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(VIEW) build dist demo_output *.egg-info Training/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VIEW) $(VENV312) build dist demo_output *.egg-info Training/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find MambaSegLib MambaSegView Training Testing -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -74,6 +87,15 @@ $(VIEW)/.stamp: pyproject.toml $(VIEW_CONSTRAINTS) | $(VENV)/bin/python
 	$(VENV)/bin/python -m venv $(VIEW)
 	$(VIEW)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(VIEW_CONSTRAINTS))"
 	$(VIEW)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VIEW_CONSTRAINTS) -e '.[torch,view]'
+	@touch $@
+
+# SimpleITK 2.5.5 is Slicer 5.12's own; numpy and scipy are pinned to Slicer's everywhere.
+$(VENV312)/.stamp: $(SET_UP_FILES)
+	@[ -n "$(PYTHON312)" ] || { echo >&2 "No Python 3.12 was found: make test-312 PYTHON312=/path/to/python3.12"; exit 1; }
+	$(PYTHON312) -m venv $(VENV312)
+	grep -v '^SimpleITK==' $(CONSTRAINTS) >$(VENV312)/constraints.txt
+	$(VENV312)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV312)/constraints.txt \
+		'SimpleITK==2.5.5' -e '.[slicertest]'
 	@touch $@
 
 $(VENV)/.stamp-dev: $(SET_UP_FILES) $(VENV)/.stamp-torch

@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).resolve().parents[1] / ".venv-view" / "bin" / "python",
         help="Python of an environment with the viewer's packages (default: the one `make view` makes)",
     )
+    parser.addoption(
+        "--worker-python",
+        metavar="PATH",
+        type=Path,
+        help="Python with PyTorch for the worker processes of the Slicer module, where the Python of the tests has none",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

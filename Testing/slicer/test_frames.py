@@ -43,6 +43,7 @@ def test_every_frame_gets_the_labels_the_library_gives_it(segmenter, cine, scene
     run = start(segmenter, node, uncertainty=True, statistics=True, show3D=True)
     result = run.wait(300)
     assert browser.GetSelectedItemNumber() == 1
+    pytest.importorskip("torch")
     predictor = Predictor(load_bundle(modelPath), device="cpu", scan="pytorch")
     found = []
     for number in (0, 2, 1):

@@ -120,6 +120,7 @@ def test_a_file_that_is_listed_but_missing_stops_the_build(tmp_path):
 
 @pytest.mark.skipif(not BUNDLED_MODELS.is_dir(), reason="no model is shipped")
 def test_the_installed_extension_segments_the_installed_sample(installed):
+    pytest.importorskip("torch")
     path = os.pathsep.join([str(installed), str(STANDINS)])
     said = run(sys.executable, "-c", USE, cwd=installed.parent, PYTHONPATH=path)
     result = json.loads(said.splitlines()[-1])

@@ -114,6 +114,7 @@ def test_a_real_4d_series_gets_a_segmentation_per_frame(segmenter, scene, shared
 
 
 def test_three_channels_are_assigned_by_name_in_the_window(opened, modelPath, shared_data, tmp_path, thresholdWorker):
+    pytest.importorskip("torch")
     from MambaSegLib.bundle import load_bundle, save_bundle
     from MambaSegLib.networks import create_network
     from MambaSegLib.plan import Channel, Normalization

@@ -16,6 +16,7 @@ import slicer
 from conftest import MODULE_FILE, contents, rasMatrix, waitFor
 from MambaSegmentationLib import conversion, dependencies
 from MambaSegmentationLib.computer import Computer, Estimate
+from MambaSegmentationLib.worker import pythonExecutable
 from threshold_worker import bright
 
 from MambaSegLib.bundle import load_bundle, pack_bundle
@@ -251,7 +252,7 @@ def test_another_computer_computes_once_the_person_has_agreed(ready, tmp_path, m
     window, ui, errors = ready
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
-    program = f"{sys.executable} -m MambaSegLib"
+    program = f"{pythonExecutable()} -m MambaSegLib"
     ssh.write_text(f'#!/bin/sh\nfor last; do :; done\nexec {program} "${{last#mambaseg }}"\n')
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
