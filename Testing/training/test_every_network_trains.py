@@ -68,7 +68,7 @@ weights_license = "CC0-1.0"
 intended_use = "Tests."
 limits = "One case only."
 """
-ITERATIONS = 100
+ITERATIONS = 120
 
 
 def painted_case(bend: float) -> tuple[Array, Array]:
