@@ -354,3 +354,16 @@ def test_the_released_brain_tumour_plan_takes_the_challenges_regions(ball_datase
     assert (plan.network.out_channels, plan.patch_size) == (3, (128, 128, 128))
     as_released = make_plan(replace(brains, regions=()), fingerprint, settings)
     assert (as_released.network.out_channels, as_released.regions) == (4, ())
+
+
+@pytest.mark.parametrize("variant", ["encoder", "decoder"])
+def test_queries_that_share_voxels_out_are_refused_for_regions(ball_dataset, variant):
+    dataset = read_dataset(ball_dataset)
+    regions = [{"name": "whole", "labels": [1, 2], "value": 1}, {"name": "inner", "labels": [2], "value": 2}]
+    network = {"name": "transunet", "options": {"variant": variant}}
+    settings = from_json(Settings, {"regions": regions, "network": network})
+    if variant == "encoder":
+        assert make_plan(dataset, take_fingerprint(dataset), settings).network.out_channels == 2
+        return
+    with pytest.raises(InputError, match="cannot find regions that overlap"):
+        make_plan(dataset, take_fingerprint(dataset), settings)

@@ -57,6 +57,12 @@ def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Setti
     for path, text in plan_problems(plan):
         msg = f"No model could be made of this: {path}: {text}. Correct the configuration or dataset.json."
         raise InputError(msg)
+    if plan.regions and plan.network.name == "transunet" and plan.network.options.get("variant") != "encoder":
+        msg = (
+            "The queries of transunet share each voxel out among classes, so they cannot find regions that overlap. "
+            'Choose network.options = { variant = "encoder" }, another network, or no regions.'
+        )
+        raise InputError(msg)
     return plan
 
 
