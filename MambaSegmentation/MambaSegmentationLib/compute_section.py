@@ -111,23 +111,21 @@ class ComputeSection:
 
     def _explain(self) -> None:
         computer, device = self._computer, chosen(self._ui.deviceSelector)
-        problems = {}
+        out = {}
         for name, title in self._devices.items():
-            problems[name] = _sentence(computer.deviceProblem(name)) if computer is not None else ""
-            explain(self._ui.deviceSelector, name, title, problems[name])
+            problem = _sentence(computer.deviceProblem(name)) if computer is not None else ""
+            explain(self._ui.deviceSelector, name, title, problem)
+            out[title] = problem
         for name in BACKENDS:
             here = "" if self.host() else whyUnavailable(name)
-            problem = computer.backendProblem(name, device) if computer is not None else here
-            problems[name] = _sentence(problem)
-            explain(self._ui.backendSelector, name, name, problems[name])
-        picked = (device, chosen(self._ui.backendSelector))
-        notes = [
-            _("{name} is not available: {reason}.").format(name=name, reason=problems[name])
-            for name in picked
-            if problems.get(name)
-        ]
-        self._ui.computeNoteLabel.setText("<br>".join(notes))
-        self._ui.computeNoteLabel.setVisible(bool(notes))
+            problem = _sentence(computer.backendProblem(name, device) if computer is not None else here)
+            explain(self._ui.backendSelector, name, name, problem)
+            out[name] = problem
+        # Once more in full: a narrow window cuts the entries off.
+        lines = [f"{name}: {problem}" for name, problem in out.items() if problem]
+        text = "<br>".join([_("Not available:"), *lines]) if lines else ""
+        self._ui.computeNoteLabel.setText(f"<small>{text}</small>")
+        self._ui.computeNoteLabel.setVisible(bool(lines))
 
 
 def whyUnavailable(backend: str) -> str:

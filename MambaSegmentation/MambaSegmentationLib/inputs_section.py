@@ -37,17 +37,6 @@ class InputsSection:
         ui.roiSelector.currentNodeIDChanged.connect(lambda *_: self.onChange())
         fill(ui.framesSelector, [("current", _("The one that is shown")), ("all", _("All"))], "current")
         ui.framesSelector.currentIndexChanged.connect(lambda *_: self._onFrames())
-        self._later = qt.QTimer()
-        self._later.setSingleShot(True)
-        self._later.timeout.connect(self._guess)
-        scene = slicer.mrmlScene
-        self._tags = [scene.AddObserver(scene.NodeAddedEvent, lambda *_: self._later.start(0))]
-
-    def close(self) -> None:
-        """Watch the scene no longer."""
-        for tag in self._tags:
-            slicer.mrmlScene.RemoveObserver(tag)
-        self._later.stop()
 
     def labels(self) -> list[Any]:
         """Labels of the rows, to be aligned."""
@@ -80,7 +69,7 @@ class InputsSection:
             if number < len(channels):
                 label.setText(_channelTitle(channels[number]))
         self.show()
-        self._guess()
+        self.guess()
 
     def show(self) -> None:
         """Show the stored choices."""
@@ -123,7 +112,7 @@ class InputsSection:
         self._choices.store("frames", chosen(self._ui.framesSelector))
         self.onChange()
 
-    def _guess(self) -> None:
+    def guess(self) -> None:
         """Choose images for channels that have none, if none has."""
         selectors = self.selectors()
         if not selectors or not self._choices or any(selector.currentNode() for selector in selectors.values()):

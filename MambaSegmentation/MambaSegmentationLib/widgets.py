@@ -18,10 +18,6 @@ _FLAGS_ROLE = int(qt.Qt.UserRole) - 1
 """Role under which Qt keeps whether an entry of a combo box can be chosen."""
 
 
-_MARGIN_PIXELS = 30
-"""What a list needs beside its text: frame, check mark, scroll bar."""
-
-
 class Dialogs:
     """Everything the window asks a person; a test or another window may replace any of these.
 
@@ -73,8 +69,6 @@ def explain(selector: Any, name: str, title: str, problem: str) -> None:
     selector.setItemText(number, f"{title} ({problem})" if problem else title)
     selector.setItemData(number, problem, int(qt.Qt.ToolTipRole))
     selector.setItemData(number, 0 if problem else None, _FLAGS_ROLE)
-    # The list may be wider than the box, or the reasons would be cut off.
-    selector.view().setMinimumWidth(selector.view().sizeHintForColumn(0) + _MARGIN_PIXELS)
 
 
 def setText(edit: Any, text: str) -> None:

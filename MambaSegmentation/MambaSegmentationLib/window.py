@@ -6,7 +6,6 @@ Each part of the window has a file of its own (`..._section.py`); this one ties 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import qt
@@ -21,6 +20,7 @@ from MambaSegmentationLib.batch_run import BatchRun
 from MambaSegmentationLib.batch_section import BatchSection
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.compute_section import ComputeSection
+from MambaSegmentationLib.consents import Consents
 from MambaSegmentationLib.frames import numberOfFrames
 from MambaSegmentationLib.inputs_section import InputsSection
 from MambaSegmentationLib.install_run import InstallRun
@@ -52,19 +52,26 @@ class Window:
         self._choices = Choices()
         self._guiTag: Any = None
         self._began = 0.0
-        self._agreed: set[str] = set()
         self.models = ModelSection(self.ui, self._segmenter, self._choices, self.dialogs)
         self.inputs = InputsSection(self.ui, self._choices)
         self.batch = BatchSection(self.ui, self._segmenter, self._choices, self.dialogs)
         self.compute = ComputeSection(self.ui, self._choices, self.dialogs)
         self.need = NeedSection(self.ui)
         self.runs = RunSection(self.ui)
+        self.consents = Consents(self.dialogs, self.runs.say)
         self._connectSections()
         self._connectButtons(disclaimer)
         self._fitTab()
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.timeout.connect(self._onTick)
+        self._soon = qt.QTimer()
+        self._soon.setSingleShot(True)
+        self._soon.timeout.connect(self._onScene)
+        scene = slicer.mrmlScene
+        events = (scene.NodeAddedEvent, scene.NodeRemovedEvent)
+        # Not at once: a node that is added gets its name and its voxels only afterwards.
+        self._sceneTags = [scene.AddObserver(event, lambda *_: self._soon.start(0)) for event in events]
         self._update()
 
     def connect(self, parameters: Any) -> None:
@@ -87,7 +94,9 @@ class Window:
         """Stop what runs; its processes have ended when this returns."""
         self._timer.stop()
         self.disconnect()
-        self.inputs.close()
+        for tag in self._sceneTags:
+            slicer.mrmlScene.RemoveObserver(tag)
+        self._soon.stop()
         for job in (self.run, self.need.run):
             if job is not None and not job.poll():
                 job.cancel()
@@ -123,6 +132,13 @@ class Window:
         for section in (self.models, self.inputs, self.batch, self.compute):
             section.show()
         self._update()
+
+    def _onScene(self) -> None:
+        """Images have come or gone."""
+        if self._choices and not self._isBusy():
+            self.inputs.guess()
+            self.batch.show()
+            self._update()
 
     def _onTab(self) -> None:
         self._choices.store("tab", TABS[int(self.ui.modeTabs.property("currentIndex"))])
@@ -182,11 +198,7 @@ class Window:
         try:
             if not self.models.accepted(model):
                 self.runs.say(_("The license was not accepted, so nothing was segmented."))
-            elif not self._maySend():
-                self.runs.say(_("Nothing was sent, so nothing was segmented."))
-            elif not self._installMissing():
-                self.runs.say(_("Nothing was installed, so nothing was segmented."))
-            else:
+            elif self.consents.maySend(self.compute.host()) and self._mayInstall():
                 self._begin(self._start(model))
         except MambaSegError as error:
             self._tell(error)
@@ -206,30 +218,8 @@ class Window:
         )
         return run
 
-    def _installMissing(self) -> bool:
-        """Ask for and install what is missing; returns whether segmenting can start."""
-        missing = dependencies.missingPackages()
-        if not missing or self.compute.host():
-            return True
-        text = str(self._choices.get("wheelFolder")).strip()
-        folder = Path(text) if text else None
-        question = dependencies.consent(missing, folder)
-        if not self.dialogs.confirm(question.title, question.text):
-            return False
-        self.runs.say(_("Installing packages..."))
-        dependencies.install(missing, wheelFolder=folder)
-        return True
-
-    def _maySend(self) -> bool:
-        """Images leave this computer only after the person has agreed, once per computer they go to."""
-        host = self.compute.host()
-        question = _("The images and the model are sent to {host} over SSH and deleted there in the end. Send them?")
-        if not host or host in self._agreed:
-            return True
-        if not self.dialogs.confirm(_("Another computer computes"), question.format(host=host)):
-            return False
-        self._agreed.add(host)
-        return True
+    def _mayInstall(self) -> bool:
+        return self.consents.mayInstall(str(self._choices.get("wheelFolder")).strip(), self.compute.host())
 
     def _begin(self, run: Job) -> None:
         self.run, self._began = run, time.monotonic()
@@ -300,7 +290,7 @@ class Window:
         model = self.models.model()
         assert model is not None
         try:
-            if not self._installMissing():
+            if not self._mayInstall():
                 return
             run = self._segmenter.startEstimate(
                 self.inputs.nodes(),

@@ -103,6 +103,10 @@ def test_marked_images_of_the_scene_are_segmented_and_can_be_undone(tab, oblique
     matrix = slicer.util.arrayFromVTKMatrix(_matrix(obliqueVolume))
     others = [addVolume(slicer.util.arrayFromVolume(obliqueVolume) + k, matrix, f"scan {k}") for k in (1, 2)]
     choose(ui.sourceSelector, "scene")
+    gone = addVolume(np.zeros((2, 2, 2), np.int16), matrix, "loaded later")
+    waitFor(lambda: ui.caseList.count() == 4, 5)
+    scene.RemoveNode(gone)
+    waitFor(lambda: ui.caseList.count() == 3, 5)
     items = [ui.caseList.item(k) for k in range(ui.caseList.count())]
     assert [item.text() for item in items] == ["T1", "scan 1", "scan 2"]
     assert not ui.applyButton.isEnabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +55,13 @@ def test_the_hippocampus_is_found_where_an_expert_saw_it(case):
     assert segmentationNode.GetParentTransformNode().GetName() == "moved"
 
 
-def test_the_modules_self_test_passes(scene):
-    """As Slicer runs it, with the stand-ins."""
+def test_the_modules_self_test_passes_without_any_network(scene, tmp_path, monkeypatch):
+    """As Slicer runs it, with the stand-ins; a worker that opened a connection would fail."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n\ndef refuse(*_):\n    raise OSError('no network here')\n\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     sys.path.append(str(MODULE_FOLDER))
     import unittest
 
