@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,7 @@ from MambaSegLib.progress import Progress
 _KINDS = {2: InputError, 3: EnvironmentProblemError, 130: CancelledError}
 _SPLIT_SUFFIXES = (".mhd", ".nhdr")
 _UNREACHABLE, _NOT_FOUND = 255, 127
+_LAST_WORDS_S = 5.0
 _SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=15")
 _EPILOG = """example:
   mambaseg remote ada@gpu-server segment t1.nii.gz -o t1.seg.nrrd
@@ -74,15 +77,36 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
         message = f"The program {arguments.ssh} could not be started ({error}). Install an SSH client."
         raise EnvironmentProblemError(message) from None
     try:
-        return _converse(process, job, reporter, arguments.host)
+        return _converse(process, job, reporter, arguments.host, _last_words(process))
     finally:
         process.kill()
         process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
+        for stream in (process.stdin, process.stdout):
             _close(stream)
 
 
-def _converse(process: subprocess.Popen[bytes], job: _Job, reporter: Reporter, host: str) -> int:
+def _last_words(process: subprocess.Popen[bytes]) -> Callable[[], str]:
+    """Read what the process says beside the answer, all the time: a full pipe would stop it. Returns a way to ask."""
+    lines: deque[str] = deque(maxlen=10)
+
+    def read() -> None:
+        assert process.stderr is not None
+        with process.stderr as stream:
+            lines.extend(line.decode("utf-8", errors="replace").strip() for line in stream)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+
+    def ask() -> str:
+        thread.join(_LAST_WORDS_S)
+        return next((line for line in reversed(lines) if line), "no reason given")
+
+    return ask
+
+
+def _converse(
+    process: subprocess.Popen[bytes], job: _Job, reporter: Reporter, host: str, last_words: Callable[[], str]
+) -> int:
     assert process.stdin is not None
     assert process.stdout is not None
     wire = Wire(process.stdout, process.stdin)
@@ -93,7 +117,7 @@ def _converse(process: subprocess.Popen[bytes], job: _Job, reporter: Reporter, h
             reporter.progress(Progress(f"Sending to {host}", number, len(job.files)))
         wire.send({"protocol": PROTOCOL, "words": job.words})
     except BrokenPipeError:
-        raise _lost(process, host) from None
+        raise _lost(process, host, last_words) from None
     while (message := wire.receive()) is not None:
         if "file" in message:
             wire.receive_file(message, _place(job, message))
@@ -101,7 +125,7 @@ def _converse(process: subprocess.Popen[bytes], job: _Job, reporter: Reporter, h
             return int(message["code"])
         else:
             _relay(message, job, reporter)
-    raise _lost(process, host)
+    raise _lost(process, host, last_words)
 
 
 def _relay(message: dict[str, Any], job: _Job, reporter: Reporter) -> None:
@@ -204,13 +228,10 @@ def _here(value: Any, job: _Job) -> Any:
     return value
 
 
-def _lost(process: subprocess.Popen[bytes], host: str) -> MambaSegError:
+def _lost(process: subprocess.Popen[bytes], host: str, last_words: Callable[[], str]) -> MambaSegError:
     """Why there is no more to be read."""
-    assert process.stderr is not None
-    assert process.stdin is not None
     _close(process.stdin)
-    said = process.stderr.read().decode("utf-8", errors="replace").strip().splitlines()
-    code, last = process.wait(), said[-1] if said else "no reason given"
+    code, last = process.wait(), last_words()
     if code == _UNREACHABLE:
         return EnvironmentProblemError(
             f"{host} could not be reached: {last}. `ssh {host}` must work without a password; set up a key for it."

@@ -124,6 +124,18 @@ def test_a_computer_that_cannot_be_reached_or_lacks_the_program_is_told_with_the
     assert main(["remote", "--ssh", str(path), "--", "-oProxyCommand=x", *words]) == 2
 
 
+def test_a_talkative_far_end_does_not_get_stuck(
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "talkative"
+    path.write_text(
+        "#!/bin/sh\nexec 3<&0\ncat <&3 >/dev/null &\ni=0; while [ $i -lt 3000 ]; do echo 'a warning of sixty letters, again and again and again and' >&2;"
+        ' i=$((i+1)); done\necho \'{"event": "end", "code": 0}\'\n'
+    )
+    path.chmod(0o755)
+    assert main(["remote", "--ssh", str(path), "ada@far", "segment", str(image), "-o", str(tmp_path / "x.nrrd")]) == 0
+
+
 def test_the_far_end_stops_and_cleans_up_when_the_near_end_goes(
     tmp_path: Path, image: Path, tiny_bundle: Bundle
 ) -> None:
