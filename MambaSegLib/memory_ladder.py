@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
 
+FULL_GPU_VOXELS = 2_000_000
+"""Voxels in one batch that fill a large GPU; the planned patches of the paper have as many, small structures far fewer."""
+MOST_TILES = 16
 FREE_SHARE = 0.5
 """Share of a GPU's free memory the sums may take; networks and tiles need the rest."""
 
@@ -63,6 +66,13 @@ def first_placement(device: torch.device, tile_batch: int, accumulator_bytes: in
         if not on_device:
             log.info("sums of %.1f GB are kept in main memory", accumulator_bytes / 1e9)
     return Placement(device, device if on_device else CPU, tile_batch)
+
+
+def tiles_at_a_time(device: torch.device, patch_voxels: int) -> int:
+    """Tiles worth computing together: several small ones on a GPU. The ladder takes fewer where memory does not suffice."""
+    if device.type != "cuda":
+        return 1
+    return max(1, min(MOST_TILES, FULL_GPU_VOXELS // patch_voxels))
 
 
 @contextmanager

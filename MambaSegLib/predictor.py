@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 from typing import TYPE_CHECKING
 
 from MambaSegLib import __version__, fingerprint_check
@@ -100,7 +100,7 @@ class Predictor:
         folds: Sequence[int] | None = None,
         mirroring: bool = False,
         overlap: float = 0.5,
-        tile_batch: int = 1,
+        tile_batch: int | None = None,
         engine: str = "auto",
         speeds: Path | None = None,
     ) -> None:
@@ -114,7 +114,8 @@ class Predictor:
             mirroring: Also average over mirrored versions along the axes the model was trained to mirror: 2 to 8 times
                 the time, and often a little better.
             overlap: Fraction of a tile that its neighbor covers again, 0 to below 1. Less is faster and rougher.
-            tile_batch: Tiles computed at a time; more is faster only on a large GPU with a small patch.
+            tile_batch: Tiles computed at a time; None for what suits the device. More is faster only on a large GPU with a
+                small patch.
             engine: How the CPU computes a network's layers: "fused" (compiled by numba), "pytorch", or "auto" for the
                 faster one here. Results are the same to rounding.
             speeds: File in which the time of a tile is remembered, so that the next volume's time is known at its start.
@@ -209,11 +210,12 @@ class Predictor:
         return preprocessed, notices
 
     def _ladder(self, preprocessed: Preprocessed) -> MemoryLadder:
-        from MambaSegLib.memory_ladder import MemoryLadder, first_placement
+        from MambaSegLib.memory_ladder import MemoryLadder, first_placement, tiles_at_a_time
         from MambaSegLib.sliding_window import accumulator_bytes
 
         needed = accumulator_bytes(self.ensemble, preprocessed.array.shape[1:])
-        return MemoryLadder(first_placement(self.device, self._tile_batch, needed))
+        tile_batch = self._tile_batch or tiles_at_a_time(self.device, prod(self.ensemble.patch_size))
+        return MemoryLadder(first_placement(self.device, tile_batch, needed))
 
     def _slabs(
         self,
@@ -306,7 +308,7 @@ def _ignore(progress: Progress) -> None:
     del progress
 
 
-def _check(scan: str, folds: Sequence[int] | None, overlap: float, tile_batch: int, engine: str) -> None:
+def _check(scan: str, folds: Sequence[int] | None, overlap: float, tile_batch: int | None, engine: str) -> None:
     if scan not in ("auto", *BACKENDS):
         msg = f"there is no scan backend {scan!r}; choose auto, {', '.join(BACKENDS)}"
         raise InputError(msg)
@@ -319,7 +321,7 @@ def _check(scan: str, folds: Sequence[int] | None, overlap: float, tile_batch: i
     if engine not in ("auto", *ENGINES):
         msg = f"there is no CPU engine {engine!r}; choose auto, {', '.join(ENGINES)}"
         raise InputError(msg)
-    if tile_batch < 1:
+    if tile_batch is not None and tile_batch < 1:
         msg = f"tiles are computed 1 or more at a time, found {tile_batch}"
         raise InputError(msg)
 

@@ -301,12 +301,26 @@ def _blank_values(tiles: Tensor) -> tuple[float, ...] | None:
     """Value per channel of a single tile that is constant; None for any other, and for several."""
     if len(tiles) != 1:
         return None
-    channels = tiles[0].flatten(1)
-    first = channels[:, :1]
+    first, last = tiles[0, :, :1, :1, :1], tiles[0, :, -1:, -1:, -1:]
     # Two opposite corners differ in nearly every tile that shows something; the rest need not be read then.
-    if not torch.equal(first, channels[:, -1:]) or not bool((channels == first).all()):
+    if not torch.equal(first, last) or not bool((tiles[0] == first).all()):
         return None
-    return tuple(first[:, 0].tolist())
+    return tuple(first.flatten().tolist())
+
+
+class _Uploaded:
+    """Slices of an image on the device that reads them: overlapping tiles would send the same voxels several times."""
+
+    def __init__(self, slices: Tensor) -> None:
+        self._here = self._there = slices
+        self._device = slices.device
+
+    def on(self, device: torch.device) -> Tensor:
+        # What was asked for is compared, not where it is: "cuda" and "cuda:0" are the same place, but not equal.
+        if device != self._device:
+            self._there = self._here  # frees what another device held
+            self._there, self._device = self._here.to(device), device
+        return self._there
 
 
 def _row_of_tiles(
@@ -321,22 +335,28 @@ def _row_of_tiles(
     """Batches of tiles at one Z and their results; where memory is short, the ladder steps down and it tries again."""
     depth, height, width = ensemble.patch_size
     importance = importance_map(ensemble.patch_size)
+    slices = _Uploaded(image[:, z : z + depth])
     position = 0
 
     @torch.inference_mode()
     def run(placement: Placement) -> _WeightedTiles:
         batch = corners[position : position + placement.tile_batch]
-        tiles = torch.stack([image[:, z : z + depth, y : y + height, x : x + width] for y, x in batch])
-        known = blank.result_for(tiles, batch, placement)
+        # Looked at in main memory: a question to a GPU waits for all it has to do.
+        y, x = batch[0]
+        shown = image[None, :, z : z + depth, y : y + height, x : x + width]
+        known = blank.result_for(shown, batch, placement) if len(batch) == 1 else None
         if known is not None:
             return known
+        there = slices.on(placement.device)
+        tiles = torch.stack([there[:, :, y : y + height, x : x + width] for y, x in batch])
         for network in ensemble.networks:
             network.to(placement.device)
-        probabilities, entropies = ensemble.tile_probabilities(tiles.to(placement.device), with_entropy)
+        probabilities, entropies = ensemble.tile_probabilities(tiles, with_entropy)
         weights = importance.to(placement.device)
         probabilities = probabilities.mul_(weights).to(placement.accumulator)
         entropies = None if entropies is None else entropies.mul_(weights).to(placement.accumulator)
-        return blank.remember(tiles, _WeightedTiles(batch, probabilities, entropies), placement)
+        result = _WeightedTiles(batch, probabilities, entropies)
+        return blank.remember(shown, result, placement) if len(batch) == 1 else result
 
     while position < len(corners):
         tiles = ladder.run(run)

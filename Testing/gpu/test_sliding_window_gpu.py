@@ -71,3 +71,32 @@ def test_the_ladder_ends_on_the_cpu_with_the_cpus_result():
 def test_sums_too_large_for_the_device_start_in_main_memory():
     assert first_placement(CUDA, 1, 2**50).accumulator == CPU
     assert first_placement(CUDA, 1, 2**20).accumulator == CUDA
+
+
+class WideNetwork(ConvNetwork):
+    """Its features take 256 MiB per tile: one fits under the cap below, four do not."""
+
+    def forward(self, image):
+        features = image.new_zeros((len(image), 1024 * 16, *image.shape[2:]))
+        return (super().forward(image)[0] + features.mean(1, keepdim=True),)
+
+
+@pytest.fixture
+def capped_memory():
+    """Little memory on a real device: PyTorch's allocator refuses more than this."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 700 * 2**20) / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("capped_memory")
+def test_real_lack_of_memory_takes_fewer_tiles_at_a_time_and_changes_no_voxel():
+    expected, _ = collect(ConvNetwork(), Placement(CUDA, CUDA))
+    found, ladder = collect(WideNetwork(), Placement(CUDA, CUDA, 8))
+    assert ladder.placement.device == CUDA
+    assert ladder.placement.tile_batch < 8
+    assert ladder.notices
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # convolutions of other batch sizes round otherwise

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
-from MambaSegLib.memory_ladder import MemoryLadder, Placement
+from MambaSegLib.memory_ladder import MemoryLadder, Placement, tiles_at_a_time
 from MambaSegLib.readout import exclusive_classes
 from MambaSegLib.sliding_window import (
     Ensemble,
+    _Uploaded,
     count_tiles,
     importance_map,
     mirrorings,
@@ -314,6 +315,23 @@ def test_out_of_memory_makes_the_tile_batch_smaller_and_changes_no_voxel():
         "tiles are now computed 2 at a time.",
         "tiles are now computed 1 at a time.",
     ]
+
+
+def test_slices_are_sent_to_a_device_once():
+    slices = _Uploaded(torch.zeros(1, 2, 3, 4))
+    assert slices.on(CPU) is slices.on(CPU)
+    meta = torch.device("meta")
+    assert slices.on(meta).device == meta
+    assert slices.on(meta) is slices.on(meta)
+    assert slices.on(CPU).device == CPU
+
+
+def test_small_patches_share_a_batch_on_a_gpu():
+    assert tiles_at_a_time(CPU, 1000) == 1
+    assert tiles_at_a_time(CUDA, 48 * 192 * 192) == 1
+    assert tiles_at_a_time(CUDA, 40 * 56 * 40) == 16
+    assert tiles_at_a_time(CUDA, 96**3) == 2
+    assert tiles_at_a_time(CUDA, 512**3) == 1
 
 
 def test_the_ladder_goes_from_tile_batch_to_accumulator_to_cpu():
