@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -29,7 +30,7 @@ Pass = Literal["forward", "backward"]
 def _states_per_program(kind: Pass, wide: int) -> int:
     """The cost of reading a row is spread over a program's states; registers set the limit, lower where steps are kept.
 
-    The machine code has the fewest instructions per update this way (`Testing/benchmarks/triton_code.py`).
+    The machine code has the fewest instructions per update this way (`Testing/benchmarks/gpu/triton_code.py`).
     """
     return 2048 if kind == "forward" and wide >= 64 else 1024
 
@@ -41,6 +42,8 @@ CONVOLUTION_BLOCK = (32, 64)
 """Positions and channels of one program of the convolution."""
 
 log = logging.getLogger(__name__)
+
+_tried: dict[str, ScanConfig] = {}
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,24 @@ def candidates(kind: Pass, channels: int, states: int, length: int, pairs: int) 
 def config_for(kind: Pass, u: Tensor, states: int) -> ScanConfig:
     """Division of a scan of rows u (directions, B, L, D): measured if there is a measurement, else by rule."""
     groups, batch, length, channels = u.shape
+    key = problem_key(kind, channels, states, length, groups * batch, u.dtype)
+    if key in _tried:
+        return _tried[key]
     if u.is_cuda and not torch.are_deterministic_algorithms_enabled():
-        measured = _measured(torch.cuda.get_device_name(u.device)).get(
-            problem_key(kind, channels, states, length, groups * batch, u.dtype)
-        )
+        measured = _measured(torch.cuda.get_device_name(u.device)).get(key)
         if measured is not None:
             return measured
     return rule(kind, channels, states, length, groups * batch)
+
+
+@contextmanager
+def override(key: str, config: ScanConfig) -> Iterator[None]:
+    """Divide one kind of scan like this for a while: how a search tries its options."""
+    _tried[key] = config
+    try:
+        yield
+    finally:
+        del _tried[key]
 
 
 def problem_key(kind: Pass, channels: int, states: int, length: int, pairs: int, dtype: torch.dtype) -> str:

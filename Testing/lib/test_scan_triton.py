@@ -349,7 +349,7 @@ def test_what_was_measured_is_remembered_by_gpu_and_a_damaged_file_is_passed_ove
 
 def test_every_kernel_compiles_without_a_gpu_and_the_forward_ones_spill_no_registers(tmp_path):
     """In a process of its own: this one interprets, and accepts Python that the compiler does not."""
-    script = ROOT / "Testing" / "benchmarks" / "triton_code.py"
+    script = ROOT / "Testing" / "benchmarks" / "gpu" / "triton_code.py"
     options = ["--stages", "s1n16", "--architectures", "80", "--output", tmp_path / "code"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

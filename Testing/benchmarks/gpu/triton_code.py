@@ -1,7 +1,7 @@
 """Compile the Triton kernels for several GPUs, without one, and show what they need: registers, spills, instructions.
 
-    python Testing/benchmarks/triton_code.py                      # all stages for sm_75, sm_80, sm_90
-    python Testing/benchmarks/triton_code.py --stages s1 --architectures 90 --output results/code
+    python Testing/benchmarks/gpu/triton_code.py                      # all stages for sm_75, sm_80, sm_90
+    python Testing/benchmarks/gpu/triton_code.py --stages s1 --architectures 90 --output results/code
 
 Every stage of a 48 x 192 x 192 patch is compiled as `triton_tuning.rule` divides it. A spill means a register too many: the
 program then waits for memory in its innermost loop. "instr/exp2" is the instructions of that loop per exponential in it, from
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import triton
 from triton.backends.compiler import GPUTarget
