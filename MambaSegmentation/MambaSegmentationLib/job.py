@@ -5,6 +5,7 @@ Scripts call `wait`; the window calls `poll` from a timer. Nothing here needs a 
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +21,7 @@ from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event, Worker, libraryCommand, libraryEnvironment
 
 State = Literal["running", "done", "failed", "cancelled"]
+_HOST = re.compile(r"[\w\[][\w.@:\[\]%-]*")
 _KINDS = {2: InputError, 3: EnvironmentProblemError, 130: CancelledError}
 
 
@@ -121,12 +123,13 @@ class Job:
             host: Another computer that computes; "" is this one.
 
         Raises:
-            MambaSegError: What `_words` refuses; nothing is left behind then.
+            MambaSegError: What `_words` refuses, or a host that is no name; nothing is left behind then.
             EnvironmentProblemError: If the worker cannot be started.
         """
+        far = ["remote", "--", _checkedHost(host)] if host else []
         self._folder = Path(tempfile.mkdtemp(prefix="mambaseg-"))
         try:
-            words = [*(command or libraryCommand()), *(["remote", host] if host else []), *self._words()]
+            words = [*(command or libraryCommand()), *far, *self._words()]
             self._worker = Worker(words, environment=libraryEnvironment(), onEvent=self._hear, onLog=self.log.append)
         except BaseException as error:
             self._removeFolder()
@@ -183,6 +186,14 @@ class Job:
 
     def _removeFolder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _checkedHost(host: str) -> str:
+    """The host, which may come from somebody else's scene and must not be taken for an option of a program."""
+    if _HOST.fullmatch(host):
+        return host
+    message = _("{host} is no name of a computer. It looks like ada@gpu-server.").format(host=host)
+    raise InputError(message)
 
 
 def _progress(event: Event) -> Progress:

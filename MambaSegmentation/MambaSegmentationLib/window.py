@@ -307,14 +307,20 @@ class Window:
 
     def _look(self) -> None:
         """Find out what this computer has, when its owner wants to choose; without PyTorch there is no telling."""
-        if self.need.run is None and not dependencies.missingPackages():
-            self.need.begin(self._segmenter.startLook(), _("Looking for devices and backends..."))
-            self._timer.start()
+        if not dependencies.missingPackages():
+            self._ask("", _("Looking for devices and backends..."))
 
     def _test(self) -> None:
         """Find out whether another computer answers."""
-        if self.need.run is None:
-            self.need.begin(
-                self._segmenter.startLook(self.compute.host()), _("Asking {host}...").format(host=self.compute.host())
-            )
-            self._timer.start()
+        host = self.compute.host()
+        self._ask(host, _("Asking {host}...").format(host=host))
+
+    def _ask(self, host: str, text: str) -> None:
+        if self.need.run is not None:
+            return
+        try:
+            self.need.begin(self._segmenter.startLook(host), text)
+        except MambaSegError as error:
+            self._tell(error)
+            return
+        self._timer.start()

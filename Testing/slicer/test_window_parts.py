@@ -281,6 +281,19 @@ def test_another_computer_computes_once_the_person_has_agreed(ready, tmp_path, m
     assert ui.applyButton.isEnabled()
 
 
+@pytest.mark.parametrize("host", ["--ssh=/tmp/program", "-oProxyCommand=x", "a b", "$(x)"])
+def test_a_scene_cannot_pass_an_option_off_as_a_computer(ready, host):
+    window, ui, errors = ready
+    window.dialogs.confirm = lambda title, text: True
+    ui.hostEdit.setText(host)
+    ui.hostButton.click()
+    ui.applyButton.click()
+    assert len(errors) == 2
+    assert all("is no name of a computer" in error for error in errors)
+    assert window.need.run is None
+    assert window.run is None
+
+
 def test_without_packages_nothing_is_looked_for(ready, monkeypatch):
     window, ui, _ = ready
     monkeypatch.setattr(dependencies, "missingPackages", lambda: dependencies.PACKAGES[:1])
