@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -45,20 +44,18 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    view_python: Path, view_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """`mambaseg view` on a copy of the sample, one fold on the CPU."""
-    python = request.config.getoption("--view-python")
-    if not python.is_file():
-        pytest.skip(f"no viewer's environment: {python} is missing (make view, or --view-python PATH)")
     folder = tmp_path_factory.mktemp("case")
     shutil.copy(SAMPLE, folder / "t1.nrrd")
-    paths = [str(REPOSITORY), str(REPOSITORY / "MambaSegmentation")]
     words = ["view", str(folder / "t1.nrrd"), "--device", "cpu", "--folds", "0", "--no-browser"]
     with subprocess.Popen(
-        [str(python), "-u", "-m", "MambaSegLib", *words],
+        [str(view_python), "-u", "-m", "MambaSegLib", *words],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env=view_environment,
     ) as process:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())
