@@ -29,8 +29,8 @@ _EPILOG = (
   mambaseg view FLAIR=a.nii.gz T1=b.nii.gz --model mamba_unet_bidirectional.braintumour
   mambaseg view t1.nii.gz --roi -45 -9 -47 1 -35 10
 
-The viewer listens on this computer only. It needs the packages of the extra "view", best in an environment of its own:
-pip install "mambasegmentation[torch,view]". """
+The viewer listens on this computer only. It needs the packages of the extra "view", best in an environment of its own; in a checkout:
+pip install ".[torch,view]". """
     + DISCLAIMER
 )
 
@@ -109,8 +109,8 @@ def check_packages() -> None:
     if missing:
         message = (
             f"The viewer needs packages that are not installed: {', '.join(missing)}. Make an environment for it and "
-            'install its extra there: pip install "mambasegmentation[torch,view]" (from a checkout: pip install '
-            '".[torch,view]"). All other commands work without them.'
+            'install its extra there, in a checkout of MambaSegmentation: pip install ".[torch,view]". All other '
+            "commands work without them."
         )
         raise EnvironmentProblemError(message)
 

@@ -27,7 +27,7 @@ def test_without_its_packages_the_viewer_says_how_to_get_them(files, capfd):
     assert main(["view", "t1.nii.gz"]) == 3
     said = capfd.readouterr().err
     assert "trame-slicer" in said
-    assert 'pip install "mambasegmentation[torch,view]"' in said
+    assert 'pip install ".[torch,view]"' in said
 
 
 def test_what_is_missing_is_named(monkeypatch, files, capfd):

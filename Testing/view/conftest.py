@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def view_python(request: pytest.FixtureRequest) -> Path:
     python: Path = request.config.getoption("--view-python")
     if not python.is_file():
         pytest.skip(f"no viewer's environment: {python} is missing (make view, or --view-python PATH)")
+    # An installation that was refused halfway, say for this kind of computer, leaves a Python without the packages.
+    question = "import importlib.util, sys; sys.exit(importlib.util.find_spec('trame_slicer') is None)"
+    if subprocess.run([python, "-c", question], check=False).returncode:
+        pytest.skip(f"{python} lacks trame-slicer")
     return python
 
 
