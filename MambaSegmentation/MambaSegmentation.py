@@ -256,7 +256,11 @@ class MambaSegmentationWidget(ScriptedLoadableModuleWidget):
 
     def enter(self) -> None:
         """Show what the scene has stored; a scene that was loaded or closed has another parameter node."""
-        self.window.connect(MambaSegmentationParameterNode(self.logic.getParameterNode()))
+        node = self.logic.getParameterNode()
+        if self.window.uses(node):  # every wrapper of a node watches it for good
+            self.window.show()
+        else:
+            self.window.connect(MambaSegmentationParameterNode(node))
 
     def cleanup(self) -> None:
         """Slicer closes, or the module is reloaded."""

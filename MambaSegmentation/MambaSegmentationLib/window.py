@@ -77,11 +77,19 @@ class Window:
     def connect(self, parameters: Any) -> None:
         """Show a scene's stored choices, and store new ones there."""
         self.disconnect()
-        self._choices.connect(parameters, self._show)
+        self._choices.connect(parameters, self._showChoices)
         self._guiTag = parameters.connectGui(self._root)
         self._parameters = parameters
+        self.show()
+
+    def show(self) -> None:
+        """Show the models there are now and the stored choices."""
         self.models.refresh()
-        self._show()
+        self._showChoices()
+
+    def uses(self, node: Any) -> bool:
+        """Whether this is the parameter node whose choices are shown."""
+        return bool(self._choices) and self._parameters.parameterNode is node
 
     def disconnect(self) -> None:
         """Store nothing more."""
@@ -125,7 +133,7 @@ class Window:
         alignLabels(self.batch.labels())
         alignLabels(self.compute.labels())
 
-    def _show(self) -> None:
+    def _showChoices(self) -> None:
         """Show what is stored; also called when another window has changed it."""
         tab = TABS.index(self._choices.get("tab", TABS[0])) if self._choices.get("tab") in TABS else 0
         self.ui.modeTabs.setCurrentIndex(tab)
