@@ -65,6 +65,7 @@ class CpuNetwork(SegmentationNetwork):
         self.network = network
         self._workspace = workspace
         self._fused: FusedUNet | None = None
+        self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """See `SegmentationNetwork.forward`."""

@@ -10,12 +10,16 @@ from torch import nn
 
 pytest.importorskip("numba")
 
+from MambaSegLib.bundle import load_bundle
 from MambaSegLib.cpu.choice import faster_engine, measure_engines
 from MambaSegLib.cpu.layers import Convolution, FeatureMap, Norm, Upsampling, Workspace, add, padded, pooled
 from MambaSegLib.cpu.network import CpuNetwork, prepared, why_not_fused
+from MambaSegLib.cpu.unet import FusedUNet
 from MambaSegLib.errors import BackendUnavailableError
 from MambaSegLib.networks import create_network
 from MambaSegLib.plan import NetworkPlan, StagePlan
+from MambaSegLib.predictor import Predictor
+from MambaSegLib.volume import Geometry, Volume
 
 CPU = torch.device("cpu")
 STAGES = (
@@ -153,7 +157,7 @@ def test_sums_are_activated_once():
 )
 def test_a_fused_network_gives_the_networks_own_logits(name, options):
     network = make_network(name, **options)
-    fused = CpuNetwork(network, Workspace()).eval()
+    fused = CpuNetwork(network, Workspace())
     with torch.inference_mode():
         for sizes in ((4, 8, 12), (2, 20, 16), (4, 8, 12)):  # memory is used again for other sizes
             images = torch.randn(2, 2, *sizes)
@@ -163,7 +167,7 @@ def test_a_fused_network_gives_the_networks_own_logits(name, options):
 
 
 def test_a_result_does_not_change_when_the_next_image_is_computed():
-    fused = CpuNetwork(make_network("nnunet"), Workspace()).eval()
+    fused = CpuNetwork(make_network("nnunet"), Workspace())
     with torch.inference_mode():
         first = fused(torch.ones(1, 2, 4, 8, 8))[0]
         kept = first.clone()
@@ -172,14 +176,30 @@ def test_a_result_does_not_change_when_the_next_image_is_computed():
 
 
 def test_a_size_the_strides_do_not_divide_is_refused_as_by_the_network():
-    fused = CpuNetwork(make_network("nnunet"), Workspace()).eval()
+    fused = CpuNetwork(make_network("nnunet"), Workspace())
     with torch.inference_mode(), pytest.raises(ValueError, match="must be a multiple of"):
         fused(torch.zeros(1, 2, 4, 8, 10))
 
 
+def test_a_predictor_computes_by_the_engine_it_was_given(monkeypatch):
+    volume = Volume(
+        np.random.default_rng(0).normal(size=(1, 32, 48, 32)),
+        Geometry((32, 48, 32), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))),
+    )
+    bundle = load_bundle("mamba_unet_multidirectional.hippocampus")
+    original, calls = FusedUNet.__call__, []
+    monkeypatch.setattr(FusedUNet, "__call__", lambda self, image: calls.append(1) or original(self, image))
+    found = {}
+    for engine in ("pytorch", "fused"):
+        predictor = Predictor(bundle, device="cpu", folds=[0], engine=engine)
+        found[engine] = predictor.predict(volume, uncertainty=True)
+        assert len(calls) == (engine == "fused")
+    np.testing.assert_allclose(found["fused"].uncertainty, found["pytorch"].uncertainty, atol=1e-4)
+
+
 def test_gradients_and_other_types_go_to_the_network_itself():
     network = make_network("nnunet")
-    fused = CpuNetwork(network, Workspace()).eval()
+    fused = CpuNetwork(network, Workspace())
     image = torch.randn(1, 2, 4, 8, 8, requires_grad=True)
     fused(image)[0].sum().backward()
     assert image.grad is not None
