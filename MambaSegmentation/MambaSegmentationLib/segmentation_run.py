@@ -15,6 +15,7 @@ from MambaSegmentationLib.request import Request, predictionWords, regionWords, 
 from MambaSegmentationLib.results import ResultFiles, takeIn
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_watch import SceneWatch
+from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class SegmentationRun(Job):
         request = self._request
         files = ResultFiles(*map(self._output, ("labels.seg.nrrd", "uncertainty.nrrd", "statistics.csv")))
         nodes = takeIn(files, request.nodes[0], self._source, request.options, request.outputNode)
+        if "device" in result:
+            sentence = _("Computed on {device}, scan backend {backend}.")
+            self.log.append(sentence.format(device=result["device"], backend=result.get("backend")))
         self.segmentationNode, self.change = nodes.segmentation, nodes.change
         self.uncertaintyNode, self.statisticsNode = nodes.uncertainty, nodes.statistics
 

@@ -53,6 +53,7 @@ def test_the_result_is_what_the_library_computes_with_everything_asked_for(segme
     assert run.statisticsNode.GetTable().GetNumberOfRows() >= 2
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
     assert run.state == "done"
+    assert run.log[-1] == "Computed on cpu, scan backend pytorch."
     assert folders() == before
     run.undo()
     assert contents(scene) == nodes
