@@ -11,10 +11,14 @@ holds one step at a time. Prints a Markdown table and writes it to OUTPUT.md, wi
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -79,6 +83,47 @@ def reference_formula(
     return (torch.stack(outputs, 2) + u * D[:, None]) * functional.silu(z), state
 
 
+def compiled_scan(folder: Path) -> Scan | None:
+    """`scan.cpp`, built by g++ into `folder`; None without g++. It has no backward pass."""
+    if shutil.which("g++") is None:
+        return None
+    library = folder / "scan.so"
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run(["g++", *flags, str(Path(__file__).with_name("scan.cpp")), "-o", str(library)], check=True)
+    function = ctypes.CDLL(str(library)).scan
+
+    def run(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        delta_bias: Tensor,
+        softplus: bool,
+        grid: tuple[int, int, int],
+        order: ScanOrder,
+    ) -> tuple[Tensor, Tensor]:
+        del softplus, grid, order
+        tensors = [
+            u.transpose(1, 2),
+            delta.transpose(1, 2),
+            A,
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            D,
+            z.transpose(1, 2),
+        ]
+        tensors = [t.contiguous() for t in [*tensors, delta_bias]]
+        out = torch.empty_like(tensors[0])
+        sizes = (ctypes.c_int64(n) for n in (u.shape[2], u.shape[1], A.shape[1]))
+        function(*sizes, *(ctypes.c_void_p(t.data_ptr()) for t in [*tensors, out]))
+        return out.transpose(1, 2), A
+
+    return run
+
+
 LOOPS = ("reference", "sequential")
 FORMS: dict[str, Scan] = {
     "reference": reference_formula,
@@ -86,6 +131,8 @@ FORMS: dict[str, Scan] = {
     "chunked": pytorch_backend.selective_scan_chunked,
     "numba": numba_backend.selective_scan,
 }
+COMPILED = "g++"
+"""Name of the form that `compiled_scan` makes: the speed of light, where there is a compiler, forward only."""
 
 
 @dataclass(frozen=True)
@@ -134,39 +181,42 @@ def runner(form: Scan, tensors: list[Tensor], gradient: bool) -> Callable[[], No
     return run
 
 
-def measure(name: str, stage: Stage, gradient: bool, repeats: int) -> list[Measurement]:
+def measure(name: str, stage: Stage, gradient: bool, repeats: int, compiled: Scan | None) -> list[Measurement]:
     """All forms, taking turns, so that a busy moment of the computer meets them alike."""
     # The loops' backward passes keep every state, and the reference formula's takes time with the square of the length.
     loop_length = stage.loop_length // 8 if gradient else stage.loop_length
-    lengths = {form: loop_length if form in LOOPS else stage.length for form in FORMS}
-    runners = {form: runner(FORMS[form], make(stage, lengths[form]), gradient) for form in FORMS}
+    forms = FORMS if compiled is None or gradient else {**FORMS, COMPILED: compiled}
+    lengths = {form: loop_length if form in LOOPS else stage.length for form in forms}
+    runners = {form: runner(forms[form], make(stage, lengths[form]), gradient) for form in forms}
     for run in runners.values():
         run()
-    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
     for _ in range(repeats):
         for form, run in runners.items():
             start = time.perf_counter()
             run()
             seconds[form].append(time.perf_counter() - start)
     per_token = stage.channels * stage.states
-    return [Measurement(name, f, gradient, lengths[f], lengths[f] * per_token, seconds[f]) for f in FORMS]
+    return [Measurement(name, f, gradient, lengths[f], lengths[f] * per_token, seconds[f]) for f in forms]
 
 
 def table(measurements: list[Measurement]) -> str:
     """Markdown: rates and how many times faster numba is."""
     lines = [
-        "| stage | D x N | pass | reference G/s | sequential G/s | chunked G/s | numba G/s | x reference | x sequential "
-        + "| x chunked |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| stage | D x N | pass | reference G/s | sequential G/s | chunked G/s | numba G/s | g++ G/s | x reference "
+        + "| x sequential | x chunked | x g++ |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for start in range(0, len(measurements), len(FORMS)):
-        group = measurements[start : start + len(FORMS)]
-        formula, loop, chunked, fast = (m.rate for m in group)
-        stage = STAGES[group[0].stage]
-        what = "forward + backward" if group[0].gradient else "forward"
+    groups: dict[tuple[str, bool], dict[str, float]] = {}
+    for m in measurements:
+        groups.setdefault((m.stage, m.gradient), {})[m.form] = m.rate
+    for (name, gradient), rates in groups.items():
+        formula, loop, chunked, fast = (rates[form] for form in FORMS)
+        stage, what = STAGES[name], "forward + backward" if gradient else "forward"
+        light, ratio = (f"{rates[COMPILED]:.2f}", f"{fast / rates[COMPILED]:.2f}") if COMPILED in rates else ("", "")
         lines.append(
-            f"| {group[0].stage} | {stage.channels} x {stage.states} | {what} | {formula:.4f} | {loop:.4f} "
-            f"| {chunked:.3f} | {fast:.2f} | {fast / formula:.0f} | {fast / loop:.0f} | {fast / chunked:.0f} |"
+            f"| {name} | {stage.channels} x {stage.states} | {what} | {formula:.4f} | {loop:.4f} | {chunked:.3f} "
+            f"| {fast:.2f} | {light} | {fast / formula:.0f} | {fast / loop:.0f} | {fast / chunked:.0f} | {ratio} |"
         )
     return "\n".join(lines)
 
@@ -193,10 +243,13 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     measurements: list[Measurement] = []
-    for name in options.stages:
-        for gradient in (False,) if options.forward_only else (False, True):
-            measurements += measure(name, STAGES[name], gradient, options.repeats)
-            print(table(measurements[-len(FORMS) :]).splitlines()[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compiled_scan(Path(folder))
+        for name in options.stages:
+            for gradient in (False,) if options.forward_only else (False, True):
+                found = measure(name, STAGES[name], gradient, options.repeats, compiled)
+                print(table(found).splitlines()[-1], flush=True)
+                measurements += found
     host = computer()
     text = f"{table(measurements)}\n\nMedians of {options.repeats}. {', '.join(f'{k}: {v}' for k, v in host.items())}\n"
     options.output.parent.mkdir(parents=True, exist_ok=True)
