@@ -194,6 +194,8 @@ def test_a_probe_tells_wrong_numbers_and_wrong_gradients_from_right_ones():
 
     scan, convolution = mamba_ssm_backend.selective_scan, mamba_ssm_backend.causal_conv1d
     assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
     assert "off by" in probe.probe_failure(doubled, convolution, "cpu")
     assert "off by" in probe.probe_failure(scan, other_order, "cpu")
     assert probe.probe_failure(without_gradient, convolution, "cpu") is None
