@@ -57,12 +57,13 @@ def test_the_paper_has_a_row_for_each_of_its_networks() -> None:
 
 def test_a_planned_run_is_measured_and_keeps_its_cost(planned_run: Path, tmp_path: Path) -> None:
     arguments = ["cost", "--run", str(planned_run), "--output", str(tmp_path / "out"), "--repeats", "1"]
-    assert main([*arguments, "--device", "cpu", "--threads", "1"]) == 0
+    assert main([*arguments, "--device", "cpu", "--threads", "1", "--batch-size", "1"]) == 0
     cost = read_cost(RunFolder(planned_run))
     assert cost is not None
     assert cost.measured is not None
     assert (cost.dataset, cost.network) == ("Balls", "mamba_unet_multidirectional")
-    assert (cost.measured.batch_size, cost.measured.patch_size, cost.measured.threads) == (2, (16, 16, 16), 1)
+    assert (cost.measured.batch_size, cost.measured.patch_size, cost.measured.threads) == (1, (16, 16, 16), 1)
+    assert cost.measured.precision == "off"  # the run's; the default is bf16
     assert cost.measured.volume_shape == (18.0, 22.0, 20.0)
     assert cost.measured.tiles == 2 * 2 * 2
     assert cost.measured.training_step_s > cost.measured.tile_s > 0

@@ -43,6 +43,9 @@ def add_cost(step: AddStep) -> None:
     )
     cost.add_argument("--batch-size", type=int, help="measure this batch instead of the plan's or the run's")
     cost.add_argument(
+        "--precision", choices=("bf16", "fp16", "off"), help="of the training step instead of the recipe's (bf16)"
+    )
+    cost.add_argument(
         "--repeats", type=int, default=3, help="steps and patches the medians are of (default: %(default)s)"
     )
     cost.add_argument(
@@ -116,6 +119,7 @@ def _measure_settings(options: argparse.Namespace) -> MeasureSettings | None:
         repeats=options.repeats,
         patch_size=tuple(options.patch) if options.patch else None,
         batch_size=options.batch_size,
+        precision=options.precision,
         timeout_s=None if minutes is None else 60 * minutes,
     )
 

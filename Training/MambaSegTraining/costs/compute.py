@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from MambaSegLib.errors import MambaSegError
 from MambaSegLib.plan import IntTriple
@@ -21,6 +22,7 @@ class MeasureSettings:
         repeats: Steps and patches that the medians are of.
         patch_size: Patch to measure; None takes the plan's.
         batch_size: Patches per training step; None takes the recipe's.
+        precision: Autocast type of the training step; None takes the recipe's.
         timeout_s: For the training steps and for the prediction of a network; None waits.
     """
 
@@ -30,6 +32,7 @@ class MeasureSettings:
     repeats: int = 3
     patch_size: IntTriple | None = None
     batch_size: int | None = None
+    precision: Literal["bf16", "fp16", "off"] | None = None
     timeout_s: float | None = None
 
 
@@ -52,7 +55,8 @@ def _measured(cost: NetworkCost, target: Target, settings: MeasureSettings) -> N
 
     if settings.patch_size is not None:
         target = with_patch(target, settings.patch_size)
-    recipe = target.recipe if settings.batch_size is None else replace(target.recipe, batch_size=settings.batch_size)
+    given = target.recipe
+    recipe = replace(given, batch_size=settings.batch_size or given.batch_size, amp=settings.precision or given.amp)
     job = MeasureJob(target.network, recipe, settings.device, settings.threads, settings.scan, settings.repeats)
     try:
         return replace(cost, measured=measure(job, target.volume_shape, settings.timeout_s))
