@@ -83,8 +83,9 @@ def vector_kernel(build: Callable[..., None]) -> Any:
             return None  # numba then reports the call it cannot type
         return types.void(types.UniTuple(types.int64, len(arguments))), emit
 
-    kernel.build = build  # for tests that look at the instructions
-    return kernel
+    named: Any = kernel
+    named.build = build  # for tests that look at the instructions
+    return named
 
 
 def has_avx512() -> bool:
