@@ -32,6 +32,9 @@ from MambaSegView.session import Session
 from MambaSegView.settings import Settings
 
 RESOURCES = Path(__file__).resolve().parents[2] / "MambaSegmentation" / "Resources"
+PANEL = RESOURCES / "Screenshots" / "panel.png"
+"""Made by module_panel.py."""
+
 REGION = (-45.0, -9.0, -47.0, 1.0, -35.0, 10.0)
 """Box around the left hippocampus, RAS mm: the demo's and the sample's."""
 
@@ -69,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scene = Scene(read_volume(options.image), options.segmentation)
     for folder in ("Screenshots", "SampleData"):
         (options.output / folder).mkdir(parents=True, exist_ok=True)
-    four_up(scene.drawn(Look(segmented=False)), options.output / "Screenshots" / "tutorial_region.png")
-    four_up(scene.drawn(Look(field_mm=110.0)), options.output / "Screenshots" / "tutorial_result.png")
+    screenshots = options.output / "Screenshots"
+    four_up(scene.drawn(Look(segmented=False))).save(screenshots / "tutorial_region.png", optimize=True)
+    result = four_up(scene.drawn(Look(field_mm=110.0)))
+    beside(Image.open(PANEL).convert("RGB"), result).save(screenshots / "module.png", optimize=True)
     small = {"size": (240, 180), "segmented": False}
     whole = scene.drawn(Look(**small))["Coronal"]
     whole.save(options.output / "SampleData" / "template.png", optimize=True)
@@ -163,8 +168,18 @@ def snapshot(view: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[::-1, :, :3]))
 
 
-def four_up(views: dict[str, Image.Image], path: Path) -> None:
-    """Write the four views in Slicer's Four-Up layout, each below the colored bar Slicer gives it."""
+def beside(panel: Image.Image, views: Image.Image) -> Image.Image:
+    """The module's panel at the left of the views, as in Slicer's window."""
+    height = max(panel.height, views.height)
+    picture = Image.new("RGB", (panel.width + GAP + views.width, height), panel.getpixel((0, 0)))
+    picture.paste(panel, (0, 0))
+    picture.paste(BACKGROUND, (panel.width, 0, picture.width, height))
+    picture.paste(views, (panel.width + GAP, (height - views.height) // 2))
+    return picture
+
+
+def four_up(views: dict[str, Image.Image]) -> Image.Image:
+    """The four views in Slicer's Four-Up layout, each below the colored bar Slicer gives it."""
     width, height = views["3D"].size
     picture = Image.new("RGB", (2 * width + GAP, 2 * (height + BAR) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(picture)
@@ -173,7 +188,7 @@ def four_up(views: dict[str, Image.Image], path: Path) -> None:
         draw.rectangle((left, top, left + width - 1, top + BAR - 1), fill=color)
         draw.text((left + 8, top + BAR // 2), name, fill=INK, anchor="lm", font=ImageFont.load_default(14))
         picture.paste(views[name], (left, top + BAR))
-    picture.save(path, optimize=True)
+    return picture
 
 
 if __name__ == "__main__":

@@ -105,6 +105,11 @@ def test_icon_and_screenshots_are_pictures_of_the_repository(entry, cmake):
     assert struct.unpack(">II", icon[16:24]) == (128, 128), "Slicer's icons are 128 x 128"
 
 
+def test_pictures_are_small():
+    sizes = {path.name: path.stat().st_size for path in REPOSITORY.glob("MambaSegmentation/Resources/**/*.png")}
+    assert max(sizes.values()) < 400_000, sizes
+
+
 def test_the_description_is_short_plain_and_says_what_it_is_not(cmake):
     description = quoted(cmake, "DESCRIPTION")
     assert 40 < len(description) < 400
