@@ -223,7 +223,8 @@ def chunk_gradients(
             row, q1, q2 = next_place(path, row, q1, q2)
             t += 1
 
-    # Backward, KEPT steps at a time.
+    # Backward, KEPT steps at a time. A thread may load what another one of the program stored.
+    tl.debug_barrier()
     carried = tl.load(leaving + neighbor + in_block, mask=inside & (in_block * 0 + chunk < chunks - 1), other=0.0)
     dA = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dskip, dbias = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)

@@ -133,6 +133,7 @@ def carry(
         places = ends + (slots * N + state * D)[:, None] + d[None, :]
         own = tl.load(places, mask=inside, other=0.0)
         total = tl.load(sums + slots[:, None] + d[None, :], mask=inside, other=0.0)
+        tl.debug_barrier()  # few channels are held by several threads, one of which stores: not before all have loaded
         decays, joined = tl.associative_scan((tl.exp2(total * rates[None, :]), own), 0, _chained)
         joined = joined + decays * before[None, :]
         tl.store(places, joined, mask=inside)
