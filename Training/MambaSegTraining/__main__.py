@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from MambaSegLib.commands.failures import explained
 from MambaSegLib.errors import MambaSegError
 from MambaSegTraining.commands.bars import case_bar, step_bar
 from MambaSegTraining.commands.device import device_of
@@ -26,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         result: int = options.run(options)
-    except MambaSegError as error:
-        print(f"mambaseg-train: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except (MambaSegError, OSError) as error:
+        failure = explained(error)
+        print(f"mambaseg-train: {failure}", file=sys.stderr)
+        return failure.exit_code
     return result
 
 

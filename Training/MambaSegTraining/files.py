@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from MambaSegLib.atomic import new_file
-from MambaSegLib.errors import InputError
+from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.schema import format_json, from_json, parse_json, to_json
 
 if TYPE_CHECKING:
@@ -15,10 +18,51 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHORT_WRITES = (
+    "unexpected pos",
+    "PytorchStreamWriter",
+    "requested and",
+    *(f"os error {number}" for number in DISK_FULL),
+)
+"""How PyTorch, NumPy and safetensors say that a file could not be written to its end; only some give the system's number."""
+LEFTOVER_S = 600
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """`new_file`, with a failure to write as a message for the person who can make room.
+
+    Raises:
+        EnvironmentProblemError: If the disk is full or fails; what was there before stays as it was.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with new_file(path) as work:
+            yield work
+    except EnvironmentProblemError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        is_full = getattr(error, "errno", None) in DISK_FULL or any(text in str(error) for text in SHORT_WRITES)
+        if not is_full and not isinstance(error, OSError):
+            raise
+        reason = "the disk is full, or a limit for files is reached" if is_full else str(error)
+        msg = f"{path} was not written: {reason}. Make room and run the same step again; what is finished is kept."
+        raise EnvironmentProblemError(msg) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove unfinished files that a killed process left minutes ago."""
+    for path in folder.glob(".tmp-*"):
+        with suppress(OSError):  # gone already, or a folder
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                path.unlink()
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with new_file(path) as work:
+    with whole_file(path) as work:
         work.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -43,7 +87,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Save tensors, numbers, text and containers of them; nothing that would need unpickling of code."""
     import torch
 
-    with new_file(path) as work:
+    with whole_file(path) as work:
         torch.save(dict(content), work)
 
 
@@ -70,7 +114,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with new_file(path) as work:
+    with whole_file(path) as work:
         save_file(contiguous, work)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from MambaSegLib.plan import IntTriple, Triple
 from MambaSegLib.preprocessing import nonzero_box
 from MambaSegLib.volume import Array, Labels, Volume
 from MambaSegLib.volume_io import read_channels, read_labels
+from MambaSegTraining.case_pool import map_cases
 from MambaSegTraining.dataset import Case, Dataset, DatasetError, read_dataset
 from MambaSegTraining.files import read_json
 from MambaSegTraining.leakage import CaseContent, case_content
@@ -112,7 +111,7 @@ def take_fingerprint(
         DatasetError: Listing everything that is wrong in any case.
     """
     results = []
-    for result in map_cases(partial(inspect_case, dataset), dataset.cases, workers):
+    for result in map_cases(partial(inspect_case, dataset), dataset.cases, workers, at_a_time=4):
         results.append(result)
         on_case(result.case.name)
         if result.content:
@@ -134,15 +133,6 @@ def dataset_of(run: RunFolder) -> Dataset:
         DatasetError: As `read_dataset`.
     """
     return read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
-
-
-def map_cases(function: Callable[[Case], Inspection], cases: Sequence[Case], workers: int) -> Iterable[Inspection]:
-    """Apply a function to each case, in order, in `workers` processes (0: here)."""
-    if workers == 0:
-        yield from map(function, cases)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(function, cases, chunksize=4)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from MambaSegLib.errors import InputError
@@ -16,8 +14,9 @@ from MambaSegLib.preprocessing import preprocess_with_labels
 from MambaSegLib.readout import readout_of
 from MambaSegLib.schema import to_json
 from MambaSegLib.volume_io import read_channels, read_labels
+from MambaSegTraining.case_pool import map_cases
 from MambaSegTraining.dataset import Case, read_dataset
-from MambaSegTraining.files import read_json
+from MambaSegTraining.files import read_json, remove_leftovers
 from MambaSegTraining.fingerprint import DatasetFingerprint
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.store import is_stored, store_case
@@ -42,28 +41,38 @@ def preprocess_cases(
         How many cases were made; the others were there already.
 
     Raises:
-        InputError: At the first case that cannot be preprocessed; the ones before it stay.
+        InputError: If cases cannot be preprocessed, with a list of them; all others are done.
+        EnvironmentProblemError: At once, if the disk is full; the cases before stay.
     """
     store.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(store)
     missing = [case for case in cases if not is_stored(store, case.name, case_key(case, plan))]
-    function = partial(preprocess_case, plan, store)
-    if workers == 0:
-        for case in missing:
-            on_case(function(case))
-        return len(missing)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for name in pool.map(function, missing):
-            on_case(name)
+    problems = []
+    for case, problem in zip(missing, map_cases(partial(_attempt, plan, store), missing, workers), strict=True):
+        problems += [problem] if problem else []
+        on_case(case.name)
+    if problems:
+        listed = "\n  ".join(problems)
+        msg = f"{len(problems)} of {len(missing)} case(s) could not be preprocessed, the others are done:\n  {listed}"
+        raise InputError(msg)
     return len(missing)
 
 
-def preprocess_case(plan: Plan, store: Path, case: Case) -> str:
-    """Preprocess one case and return its name."""
+def _attempt(plan: Plan, store: Path, case: Case) -> str:
+    """Preprocess one case; returns what is wrong with it, "" if nothing is."""
+    try:
+        preprocess_case(plan, store, case)
+    except InputError as error:
+        return f"{case.name}: {error}"
+    return ""
+
+
+def preprocess_case(plan: Plan, store: Path, case: Case) -> None:
+    """Preprocess one case."""
     channels = {channel.name: path for channel, path in zip(plan.channels, case.images, strict=True)}
     volume, labels = read_channels(channels), read_labels(case.labels)
     preprocessed, classes = preprocess_with_labels(volume, labels, plan)
     store_case(store, case.name, case_key(case, plan), preprocessed.array, classes, readout_of(plan))
-    return case.name
 
 
 def case_key(case: Case, plan: Plan) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from MambaSegLib.atomic import new_file
 from MambaSegLib.readout import Readout
 from MambaSegLib.volume import Array
-from MambaSegTraining.files import read_json, write_json
+from MambaSegTraining.files import read_json, whole_file, write_json
 
 POINTS_PER_STRUCTURE = 10_000
 LABELLED = 0
@@ -115,7 +114,7 @@ def _spread(voxels: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _write_array(path: Path, array: Array) -> None:
-    with new_file(path) as work:
+    with whole_file(path) as work:
         np.save(work, array)
 
 
