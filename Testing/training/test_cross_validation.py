@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -138,7 +139,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     programs = {
-        "srun": "import sys",
+        "srun": (
+            "import os, sys\n"
+            "words = sys.argv[1:]\n"
+            "while not os.path.isfile(words[0]):  # srun's own options\n"
+            "    words = words[1:]\n"
+            "os.execv(words[0], words)"
+        ),
         "sbatch": (
             "import shutil, sys\n"
             f"shutil.copy(sys.argv[-1], {str(tmp_path / 'submitted.sh')!r})\n"
@@ -174,6 +181,28 @@ def test_slurm_gets_one_array_with_the_asked_resources(cluster: Path) -> None:
     assert {name: lines.get(name) for name in wanted} == wanted
     assert "--signal=USR2" in script  # a warning before the time limit, so that the fold is queued again
     assert [outcome.status for outcome in outcomes] == ["submitted"] * 3
+
+
+def test_the_submitted_script_trains_and_validates_each_fold_where_slurm_starts_it(
+    cluster: Path, step_work: FoldWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script that sbatch got, run for each task of the array with SLURM's variables; srun runs what it is given."""
+    monkeypatch.setenv("PATH", f"{cluster / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    run = make_run(cluster / "run")
+    (run / "repaired").touch()
+    tasks, settings = all_tasks([run]), JobSettings("slurm", minutes=5)
+    assert [one.status for one in cross_validate(tasks, settings, cluster / "jobs", work=step_work)] == [
+        "submitted"
+    ] * 3
+    for fold in range(3):
+        job = {"SLURM_JOB_ID": f"{77 + fold}", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(fold),
+               "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0",
+               "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "node1"}  # fmt: skip
+        subprocess.run(["bash", str(cluster / "submitted.sh")], env={**os.environ, **job}, check=True)
+        assert (run / f"fold_{fold}" / "steps.txt").read_text().split()[0::4][:1] == ["train"]
+    again = cross_validate(tasks, settings, cluster / "jobs", work=step_work)
+    assert [one.status for one in again] == ["was done"] * 3
+    assert (cluster / "calls.txt").read_text() == "sbatch\n"
 
 
 def test_folds_that_wait_on_the_cluster_are_not_submitted_twice(cluster: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from MambaSegTraining import clock
 from MambaSegTraining.__main__ import main
+from MambaSegTraining.batches import Batch
 from MambaSegTraining.board import FOLDER, Board
 from MambaSegTraining.commands.bars import step_bar
 from MambaSegTraining.fold_training import FoldJob, train_fold
@@ -107,3 +111,20 @@ def test_the_bar_of_a_continued_training_does_not_count_what_was_done_before(mon
         note(Progress("Training", 901, 1000))
         note(Progress("Training", 902, 1000))
         assert (bars[0].initial, bars[0].n) == (900, 902)
+
+
+def test_the_share_of_time_spent_waiting_for_batches_is_what_was_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three seconds for each batch and one for each step, by a clock that only these move; then none for the batches."""
+    now = [100.0]
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    watch = clock.Clock(None, 10)
+
+    def batches(count: int, seconds: float) -> Iterator[Batch]:
+        for _ in range(count):
+            now[0] += seconds
+            yield Batch(torch.empty(0), torch.empty(0))
+
+    for each, share in ((3.0, 0.75), (0.0, 0.0)):
+        for _ in watch.waiting_for(batches(4, each)):
+            now[0] += 1
+        assert watch.finish_epoch() == (4 * (each + 1), share)

@@ -25,6 +25,7 @@ from MambaSegTraining.split_choice import splits_of
 
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.errors import InputError
+from MambaSegLib.geometry import Geometry
 from MambaSegLib.volume_io import read_volume, write_volume
 
 LEAKING = [{"train": ["s0_a", "s1_a", "s2_a"], "val": ["s0_b", "s1_b", "s2_b"]}]
@@ -165,3 +166,26 @@ def test_the_plan_step_tells_the_memory_of_a_step_and_what_recomputing_would_all
     told = capsys.readouterr().out
     assert "GB with recompute = true" in told
     assert "with recompute = true in [recipe] the patch could be (16, 20, 20)" in told
+
+
+def test_the_guides_commands_plan_a_download_of_synapse_as_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thirty tiny scans in the folders of RawData.zip; the shipped configuration has plan, split, names and codes."""
+    grid = Geometry.from_matrix(np.eye(4), (12, 16, 16))
+    for number in (*range(1, 11), *range(21, 41)):
+        noise = np.random.default_rng(number).normal(0, 300, grid.shape).astype(np.int16)
+        labels = (np.arange(noise.size).reshape(noise.shape) % 14).astype(np.uint8)
+        for array, kind in ((noise, "img"), (labels, "label")):
+            path = tmp_path / "RawData" / "Training" / kind / f"{kind}{number:04d}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_volume(array, grid, path)
+    assert main(["convert", "synapse", str(tmp_path / "RawData"), str(tmp_path / "data"), "--link"]) == 0
+    config = Path(__file__).resolve().parents[2] / "Training" / "configs" / "synapse.toml"
+    assert plan(tmp_path / "data", tmp_path / "run", config) == 0
+    told = capsys.readouterr().out
+    assert "5 folds grouped by subject (published split 'transunet' of synapse" in told
+    assert "12 cases held out" in told
+    planned = RunFolder(tmp_path / "run").read_plan()
+    assert planned.patch_size == (48, 192, 192)
+    assert (planned.labels[5].name, planned.labels[5].terminology.type.value) == ("Liver", "10200004")

@@ -32,7 +32,7 @@ def results_table(run: ModelRun, summaries: Sequence[MetricSummary]) -> str:
     """Mean with interval, median with quartiles, per structure and measure."""
     heads = ["Structure", "", *(_head(metric) for metric in DEFINITIONS), "Cases"]
     rows = []
-    for label in (*run.labels, MEAN):
+    for label in (*run.labels, *([MEAN] if len(run.labels) > 1 else [])):
         found = {entry.metric: entry for entry in summaries if entry.label == label}
         structure = next((item for item in run.structures if item.name == label), None)
         name = swatch(structure) if structure else f"<b>Mean of {len(run.labels)}</b>"
