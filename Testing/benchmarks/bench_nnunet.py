@@ -48,12 +48,14 @@ class Figure:
 
     Attributes:
         seconds: Time for all cases, imports left out.
+        processor_s: Time of all threads on the processor, which other programs on the computer disturb least.
         peak_mib: Most memory at once.
         before_mib: The same before the first case: interpreter and libraries.
         cases: How many.
     """
 
     seconds: float
+    processor_s: float
     peak_mib: float
     before_mib: float
     cases: int
@@ -153,9 +155,9 @@ def run_here(stage: str, dataset: Path, plans: Path, folder: Path) -> Figure:
     """One of this project's stages in this process."""
     for name in STAGE_IMPORTS[stage]:  # with all that the stage loads later: imports count for neither side
         import_module(name)
-    before, start = peak_mib(), time.perf_counter()
+    before, start, processor = peak_mib(), time.perf_counter(), time.process_time()
     cases = {"preprocess": preprocess, "export": export}[stage](dataset, plans, folder)
-    return Figure(time.perf_counter() - start, peak_mib(), before, cases)
+    return Figure(time.perf_counter() - start, time.process_time() - processor, peak_mib(), before, cases)
 
 
 def compare(name: str, dataset: Path, folder: Path, interpreter: Path) -> list[str]:
@@ -179,13 +181,19 @@ def compare(name: str, dataset: Path, folder: Path, interpreter: Path) -> list[s
         mine = Figure(
             **json.loads(_output(command, {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'Training'}"}).splitlines()[-1])
         )
-        lines.append(
-            f"| {name}, {mine.cases} cases | {stage} | {other.peak_mib:.0f} MiB ({other.before_mib:.0f}) | "
-            f"{mine.peak_mib:.0f} MiB ({mine.before_mib:.0f}) | {mine.peak_mib / other.peak_mib:.2f} | "
-            f"{other.seconds:.1f} s | {mine.seconds:.1f} s | {mine.seconds / other.seconds:.2f} |"
-        )
+        lines.append(table_row(f"{name}, {mine.cases} cases", stage, other, mine))
         print(lines[-1], flush=True)
     return lines
+
+
+def table_row(data: str, stage: str, other: Figure, mine: Figure) -> str:
+    """One line; ratios are this project's figure by nnU-Net's."""
+    memory = [f"{figure.peak_mib:.0f} MiB ({figure.before_mib:.0f})" for figure in (other, mine)]
+    wall, processor = ([getattr(figure, name) for figure in (other, mine)] for name in ("seconds", "processor_s"))
+    cells = [data, stage, *memory, f"{mine.peak_mib / other.peak_mib:.2f}"]
+    for first, second in (wall, processor):
+        cells += [f"{first:.1f} s", f"{second:.1f} s", f"{second / first:.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def _output(command: list[str], environment: dict[str, str]) -> str:
@@ -212,8 +220,8 @@ def main() -> int:
         print("Nothing to compare with: give --nnunet-python and --dataset or --ct.")
         return 0
     lines = [
-        "| data | stage | nnU-Net: peak (libraries) | here: peak (libraries) | ratio | nnU-Net | here | ratio |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| data | stage | peak (libraries): nnU-Net | here | ratio | time: nnU-Net | here | ratio | threads: nnU-Net | here | ratio |",
+        f"|---|---|{'--:|' * 9}",
     ]
     print("\n".join(lines))
     with tempfile.TemporaryDirectory() as scratch:
