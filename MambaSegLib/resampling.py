@@ -9,6 +9,8 @@ three matrix products: the same result as a tensor-product spline evaluated voxe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from MambaSegLib.geometry import Array
@@ -21,6 +23,9 @@ ANISOTROPY_LIMIT = 3.0
 """Ratio of coarsest to finest spacing above which the coarse axis is treated apart, as nnU-Net does."""
 
 LINEAR, CUBIC = 1, 3
+
+TIE = 1e-6
+"""Shares of a voxel that differ by less are equal: rounding must not decide."""
 
 
 def resampled_shape(shape: IntTriple, spacing_mm: Triple, target_mm: Triple) -> IntTriple:
@@ -87,17 +92,55 @@ def resample_classes(classes: Array, count: int, shape: IntTriple) -> Array:
     """
     if tuple(classes.shape) == tuple(shape):
         return classes
-    best = np.full(shape, -1.0, dtype=np.float32)
+    from scipy import ndimage
+
     result = np.zeros(shape, dtype=classes.dtype)
-    for index in range(count):
-        mask = classes == index
-        if not mask.any():
+    best, background = np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=np.float32)
+    for index, box in enumerate(ndimage.find_objects(classes, count - 1), start=1):
+        if box is None:
             continue
-        share = resample_image(mask.astype(np.float32), shape, order=LINEAR)
-        more = share > best + 1e-6  # rounding must not decide a tie
-        result[more] = index
-        best[more] = share[more]
+        # A structure's share is 0 beyond the box around it, so only that much is computed.
+        parts = [_around(*sizes, part) for *sizes, part in zip(classes.shape, shape, box, strict=True)]
+        share = (classes[tuple(part.source for part in parts)] == index).astype(np.float32)
+        for axis, part in enumerate(parts):
+            share = part.blend(share, axis)
+        here = tuple(part.target for part in parts)
+        background[here] -= share
+        more = share > best[here] + TIE
+        result[here][more] = index
+        best[here][more] = share[more]
+    result[best <= background + TIE] = 0
     return result
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Part of one axis of a linear interpolation: which voxels come from which."""
+
+    source: slice
+    target: slice
+    lower: Array
+    upper: Array
+    weight: Array
+
+    def blend(self, array: Array, axis: int) -> Array:
+        """The target's voxels of this axis from those of the source."""
+        along = [1, 1, 1]
+        along[axis] = -1
+        weight = self.weight.reshape(along)
+        result: Array = np.take(array, self.lower, axis) * (1 - weight)
+        result += np.take(array, self.upper, axis) * weight
+        return result
+
+
+def _around(source: int, target: int, box: slice) -> _Part:
+    """The target's voxels that depend on a box of the source, and the source's voxels they depend on."""
+    lower, upper, weight = linear_weights(source, target)
+    touched = np.flatnonzero((upper >= box.start) & (lower < box.stop))
+    chosen = slice(int(touched[0]), int(touched[-1]) + 1)
+    lower, upper = lower[chosen], upper[chosen]
+    start = int(lower[0])
+    return _Part(slice(start, int(upper[-1]) + 1), chosen, lower - start, upper - start, weight[chosen])
 
 
 def source_coordinates(source: int, target: int) -> Array:

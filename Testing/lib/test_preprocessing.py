@@ -9,7 +9,7 @@ from scipy import ndimage
 from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Channel, Label, NetworkPlan, Normalization, Plan
 from MambaSegLib.preprocessing import nonzero_box, preprocess, preprocess_with_labels
-from MambaSegLib.resampling import coarse_axis, resample_classes, resample_image, resampled_shape
+from MambaSegLib.resampling import LINEAR, TIE, coarse_axis, resample_classes, resample_image, resampled_shape
 from MambaSegLib.volume import Box, Geometry, Labels, Volume
 
 NONE = Normalization("none")
@@ -240,6 +240,20 @@ def test_resampling_classes_equals_taking_the_largest_linear_share():
     found = resample_classes(classes, 4, shape)
     assert clear.mean() > 0.8
     np.testing.assert_array_equal(found[clear], shares.argmax(axis=0)[clear])
+
+
+@pytest.mark.parametrize("shape", [(17, 60, 33), (40, 13, 20), (1, 1, 1)])
+def test_structures_in_their_boxes_are_resampled_as_if_over_the_whole_volume(shape):
+    classes = np.zeros((30, 40, 20), dtype=np.uint8)
+    for value, corner in ((1, (0, 0, 0)), (2, (25, 30, 12)), (4, (3, 4, 5)), (5, (10, 10, 10))):
+        z, y, x = corner
+        classes[z : z + 7, y : y + 10, x : x + 8] = value
+    shares = [resample_image((classes == k).astype(np.float32), shape, order=LINEAR) for k in range(6)]
+    best, expected = shares[0], np.zeros(shape)
+    for value, share in enumerate(shares[1:], start=1):
+        expected = np.where(share > best + TIE, value, expected)
+        best = np.maximum(share, best)
+    np.testing.assert_array_equal(resample_classes(classes, 6, shape), expected)
 
 
 def test_an_unknown_label_value_is_named():
