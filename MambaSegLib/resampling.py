@@ -101,6 +101,8 @@ def resample_classes(classes: Array, count: int, shape: IntTriple) -> Array:
             continue
         # A structure's share is 0 beyond the box around it, so only that much is computed.
         parts = [_around(*sizes, part) for *sizes, part in zip(classes.shape, shape, box, strict=True)]
+        if any(not len(part.weight) for part in parts):
+            continue  # it lies between the centers of all new voxels
         share = (classes[tuple(part.source for part in parts)] == index).astype(np.float32)
         for axis, part in enumerate(parts):
             share = part.blend(share, axis)
@@ -137,10 +139,10 @@ def _around(source: int, target: int, box: slice) -> _Part:
     """The target's voxels that depend on a box of the source, and the source's voxels they depend on."""
     lower, upper, weight = linear_weights(source, target)
     touched = np.flatnonzero((upper >= box.start) & (lower < box.stop))
-    chosen = slice(int(touched[0]), int(touched[-1]) + 1)
+    chosen = slice(int(touched[0]), int(touched[-1]) + 1) if touched.size else slice(0, 0)
     lower, upper = lower[chosen], upper[chosen]
-    start = int(lower[0])
-    return _Part(slice(start, int(upper[-1]) + 1), chosen, lower - start, upper - start, weight[chosen])
+    start, stop = (int(lower[0]), int(upper[-1]) + 1) if touched.size else (0, 0)
+    return _Part(slice(start, stop), chosen, lower - start, upper - start, weight[chosen])
 
 
 def source_coordinates(source: int, target: int) -> Array:
