@@ -79,6 +79,11 @@ class Workspace:
         """Return a map that nobody reads any more."""
         self._free.append(self._taken.pop(array.ctypes.data))
 
+    def reclaim(self) -> None:
+        """Take back all maps, after work that ended early."""
+        self._free.extend(self._taken.values())
+        self._taken.clear()
+
 
 @dataclass(frozen=True)
 class FeatureMap:

@@ -152,7 +152,10 @@ class FusedUNet:
         """Logits (B, K, Z, Y, X) of images (B, C, Z, Y, X)."""
         require_divisible(tuple(image.shape[2:]), self._divisor)
         with self._workspace.lock:
-            return torch.cat([self._one(entry) for entry in image])
+            try:
+                return torch.cat([self._one(entry) for entry in image])
+            finally:
+                self._workspace.reclaim()
 
     def _one(self, image: Tensor) -> Tensor:
         run = Run(self._workspace, torch.get_num_threads())

@@ -175,6 +175,22 @@ def test_a_result_does_not_change_when_the_next_image_is_computed():
     assert torch.equal(first, kept)
 
 
+def test_memory_comes_back_after_work_that_ended_early_and_is_not_taken_again_and_again(monkeypatch):
+    workspace = Workspace()
+    fused = CpuNetwork(make_network("nnunet"), workspace)
+    image = torch.ones(1, 2, 4, 8, 8)
+    with torch.inference_mode():
+        expected = fused(image)[0]
+        held = len(workspace._free)
+        with monkeypatch.context() as patched:
+            patched.setattr(Upsampling, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                fused(image)
+        assert torch.equal(fused(image)[0], expected)
+    assert len(workspace._free) == held
+    assert not workspace._taken
+
+
 def test_a_size_the_strides_do_not_divide_is_refused_as_by_the_network():
     fused = CpuNetwork(make_network("nnunet"), Workspace())
     with torch.inference_mode(), pytest.raises(ValueError, match="must be a multiple of"):
