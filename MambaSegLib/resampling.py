@@ -100,7 +100,7 @@ def resample_classes(classes: Array, count: int, shape: IntTriple) -> Array:
         if box is None:
             continue
         # A structure's share is 0 beyond the box around it, so only that much is computed.
-        parts = [_around(*sizes, part) for *sizes, part in zip(classes.shape, shape, box, strict=True)]
+        parts = [_around(old, new, part) for old, new, part in zip(classes.shape, shape, box, strict=True)]
         if any(not len(part.weight) for part in parts):
             continue  # it lies between the centers of all new voxels
         share = (classes[tuple(part.source for part in parts)] == index).astype(np.float32)
