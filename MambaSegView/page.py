@@ -12,6 +12,11 @@ from trame_slicer.app.ui import create_vertical_slice_view_gutter_ui
 from MambaSegLib.model_card import DISCLAIMER
 
 BUSY = ("busy",)
+STYLE = """
+html { overflow: hidden; }
+.details td { padding: 0 12px 6px 0; vertical-align: top; overflow-wrap: anywhere; }
+.details td:first-child { white-space: nowrap; overflow-wrap: normal; }
+"""
 SLICE_COLORS = {"Axial": "#F34A33", "Coronal": "#6DAD4A", "Sagittal": "#EFD64D"}
 
 
@@ -25,9 +30,7 @@ def build(server: Any, layouts: Any, actions: Any) -> Any:
     """
     with VAppLayout(server) as page:
         page.root.theme = "dark"
-        client.Style(
-            "html { overflow: hidden; } .details td { padding: 0 8px 6px 0; vertical-align: top; overflow-wrap: anywhere; }"
-        )
+        client.Style(STYLE)
         with v3.VAppBar(density="compact", flat=True, border="b"):
             v3.VAppBarTitle("Mamba Segmentation")
             html.Div("{{ image }}", classes="text-medium-emphasis text-body-2 px-4", id="image")
@@ -73,7 +76,7 @@ def _model() -> None:
             id="about",
             title="About this model",
         )
-    with v3.VDialog(v_model=("about", False), max_width=760), v3.VCard():
+    with v3.VDialog(v_model=("about", False), max_width=820, scrollable=True), v3.VCard():
         with v3.VCardText():
             html.Div(v_html="details", classes="details text-body-2", id="details")
         with v3.VCardActions():
