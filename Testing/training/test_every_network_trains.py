@@ -124,12 +124,19 @@ def as_toml(value: object) -> str:
     return json.dumps(list(value)) if isinstance(value, tuple) else json.dumps(value)
 
 
-def learn_by_heart(network: str, dataset: Path, folder: Path) -> tuple[float, float]:
-    """Plan, preprocess, train, validate, export and segment; DSC of both structures of the case that was trained."""
+def learn_by_heart(network: str, dataset: Path, folder: Path, patience: float = 1.0) -> tuple[float, float]:
+    """Plan, preprocess, train, validate, export and segment; DSC of both structures of the case that was trained.
+
+    Trains `patience` times as long as the table says.
+    """
     options = ", ".join(f"{name} = {as_toml(value)}" for name, value in OPTIONS.get(network, {}).items())
     config, run, bundle = folder / "config.toml", folder / "run", folder / "bundle"
     steps, rate = TRAINING.get(network, (STEPS, RATE))
-    config.write_text(CONFIG.format(network=network, options=f"options = {{ {options} }}", iterations=steps, rate=rate))
+    config.write_text(
+        CONFIG.format(
+            network=network, options=f"options = {{ {options} }}", iterations=round(patience * steps), rate=rate
+        )
+    )
     for step in (
         ["plan", str(dataset), str(run), "--config", str(config), "--workers", "0"],
         ["preprocess", str(run), "--workers", "0"],
@@ -160,4 +167,4 @@ def test_each_learns_a_painted_case_by_heart(network: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("network", NETWORKS)
 def test_each_learns_a_hippocampus_by_heart(network: str, tmp_path: Path, shared_data: Path) -> None:
     cases = {"one": real_case(shared_data, "001"), "other": real_case(shared_data, "003")}
-    assert min(learn_by_heart(network, write_dataset(tmp_path / "data", cases), tmp_path)) >= REQUIRED_DSC
+    assert min(learn_by_heart(network, write_dataset(tmp_path / "data", cases), tmp_path, patience=1.5)) >= REQUIRED_DSC
