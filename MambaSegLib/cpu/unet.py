@@ -225,7 +225,9 @@ def has_twin(network: nn.Module) -> bool:
     """Whether `FusedUNet` can take a network."""
     if type(network) is not UNet or type(network.encoder) not in (PlainEncoder, ResidualEncoder):
         return False
-    return _image_channels(network.encoder) < LANES
+    first, *others = (part.in_channels for part in network.modules() if isinstance(part, nn.Conv3d))
+    # A layer takes fewer than LANES inputs for an image, which is not padded; feature maps are.
+    return first < LANES and min(others) >= LANES
 
 
 def _image_channels(encoder: nn.Module) -> int:

@@ -280,3 +280,11 @@ def test_an_unknown_remembered_engine_is_measured_again(tmp_path):
 
 def test_both_engines_are_measured():
     assert all(0 < seconds < 60 for seconds in measure_engines(1).values())
+
+
+@pytest.mark.parametrize("width", [8, 12, 15])
+def test_networks_narrower_than_a_vector_are_left_to_pytorch(width):
+    stages = (StagePlan(width, (1, 1, 1), (3, 3, 3), 1), StagePlan(32, (2, 2, 2), (3, 3, 3), 1))
+    network = create_network(NetworkPlan("nnunet", 1, 3, (8, 16, 8), stages))
+    assert why_not_fused(network) is not None
+    assert prepared([network], "auto", CPU) == [network]
