@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations, product
 from math import ceil
 from typing import TYPE_CHECKING
@@ -62,8 +63,11 @@ def tile_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
     return tuple(dict.fromkeys(round((size - patch) * k / (tiles - 1)) for k in range(tiles)))
 
 
+@lru_cache(maxsize=1)
 def importance_map(patch_size: IntTriple) -> Tensor:
     """Weight of each voxel of a tile: a Gaussian around its center, sigma 1/8 of the tile, 1 at most, never 0.
+
+    The tensor is kept for the next call and must not be changed.
 
     The corners' 4e-11 is well inside float32, so that voxels only a corner covers keep their probabilities.
     """

@@ -110,15 +110,15 @@ def planned(dataset: Path, plans: Path) -> Plan:
     return read_nnunet_plan(plans, dataset / "dataset.json", network="mamba_unet_unidirectional").plan
 
 
-def preprocess(dataset: Path, plans: Path, folder: Path) -> int:
+def preprocess(dataset: Path, plan: Plan, folder: Path) -> int:
     """This project's preprocessing; returns the number of cases."""
     from MambaSegTraining.dataset import read_dataset
     from MambaSegTraining.preprocess import preprocess_cases
 
-    return preprocess_cases(read_dataset(dataset).cases, planned(dataset, plans), folder / "ours_preprocessed")
+    return preprocess_cases(read_dataset(dataset).cases, plan, folder / "ours_preprocessed")
 
 
-def export(dataset: Path, plans: Path, folder: Path) -> int:
+def export(dataset: Path, plan: Plan, folder: Path) -> int:
     """This project's validation without the measuring; returns the number of cases."""
     import torch
     from MambaSegTraining.dataset import read_dataset
@@ -126,7 +126,7 @@ def export(dataset: Path, plans: Path, folder: Path) -> int:
 
     from MambaSegLib.predictor import Predictor
 
-    plan, cases = planned(dataset, plans), read_dataset(dataset).cases
+    cases = read_dataset(dataset).cases
 
     class Pointwise(torch.nn.Module):
         deep_supervision = False
@@ -151,17 +151,24 @@ def export(dataset: Path, plans: Path, folder: Path) -> int:
     return len(cases)
 
 
-def run_here(stage: str, dataset: Path, plans: Path, folder: Path) -> Figure:
+def run_here(stage: str, dataset: Path, plan_file: Path, folder: Path) -> Figure:
     """One of this project's stages in this process."""
     for name in STAGE_IMPORTS[stage]:  # with all that the stage loads later: imports count for neither side
         import_module(name)
+    from MambaSegTraining.files import read_json
+
+    from MambaSegLib.plan import Plan
+
+    plan = read_json(Plan, plan_file)  # as the commands read it
     before, start, processor = peak_mib(), time.perf_counter(), time.process_time()
-    cases = {"preprocess": preprocess, "export": export}[stage](dataset, plans, folder)
+    cases = {"preprocess": preprocess, "export": export}[stage](dataset, plan, folder)
     return Figure(time.perf_counter() - start, time.process_time() - processor, peak_mib(), before, cases)
 
 
 def compare(name: str, dataset: Path, folder: Path, interpreter: Path) -> list[str]:
     """Lines of the table for one data set."""
+    from MambaSegTraining.files import write_json
+
     paths = {f"nnUNet_{kind}": str(folder / f"nnunet_{kind}") for kind in ("raw", "preprocessed", "results")}
     environment = {**os.environ, **paths, "PYTHONPATH": ""}
     for path in paths.values():
@@ -173,11 +180,12 @@ def compare(name: str, dataset: Path, folder: Path, interpreter: Path) -> list[s
         return _output(command, environment)
 
     theirs("plan")
-    plans = folder / "nnunet_preprocessed" / dataset.name / "nnUNetPlans.json"
+    plan_file = folder / "plan.json"
+    write_json(plan_file, planned(dataset, folder / "nnunet_preprocessed" / dataset.name / "nnUNetPlans.json"))
     lines = []
     for stage in ("preprocess", "export"):
         other = Figure(**json.loads(theirs(stage).splitlines()[-1]))
-        command = [sys.executable, __file__, "--stage", stage, str(dataset), str(plans), str(folder)]
+        command = [sys.executable, __file__, "--stage", stage, str(dataset), str(plan_file), str(folder)]
         mine = Figure(
             **json.loads(_output(command, {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'Training'}"}).splitlines()[-1])
         )
