@@ -36,6 +36,7 @@ from MambaSegTraining.leakage_record import checked_leakage
 from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
 from MambaSegTraining.pictures import can_draw, draw_predictions
+from MambaSegTraining.precision_check import require_right_gradients
 from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
 from MambaSegTraining.ranks import Ranks
@@ -106,6 +107,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
     Raises:
         InputError: If the run lacks a step before, or there is a checkpoint already and `resume` is not set.
         DivergedError: If loss, gradient or weights stop being numbers more often than the recipe recovers from.
+        EnvironmentProblemError: If this CPU computes wrong gradients in bfloat16, see `precision_check`.
     """
     with deterministic_algorithms(job.recipe.deterministic):
         return _train_fold(job, on_progress)
@@ -119,6 +121,8 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     identity = _identity(job, fold)
     places = job.ranks.slice_of(job.recipe.batch_size)
     state = _begin(job, plan)
+    if job.recipe.amp == "bf16" and torch.device(job.device).type == "cpu":
+        require_right_gradients(state.network, (len(places), plan.network.in_channels, *plan.patch_size))
     if all(job.ranks.gathered(_resumes(job))):
         _check_recipe(job)
         state.restore(load_checkpoint(folder / CHECKPOINT_FILE, job.device), identity)
