@@ -40,7 +40,7 @@ view: $(VIEW)/.stamp ## Make .venv-view, in which `mambaseg view` runs
 # Files in their own order: sorted by their number of tests, as is the default, a file with few long tests would come last, alone.
 test: lint types ## Set up, then run every check: style, types, tests (what CI runs)
 	@$(MAKE) --no-print-directory view || echo "The viewer's packages cannot be installed here: its tests are skipped."
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder $(PYTEST_OPTIONS)
 	@if [ -n "$(PYTHON312)" ]; then $(MAKE) --no-print-directory test-312; \
 		else echo "No Python 3.12 beside the one of .venv: the module's tests ran in that one only."; fi
 
