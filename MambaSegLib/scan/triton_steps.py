@@ -10,6 +10,7 @@ The functions here run inside kernels; their arguments are Triton scalars and bl
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import triton
@@ -25,9 +26,14 @@ PATH_NUMBERS = 6
 the row of position 0. Backward orders have negative steps: see `triton_launch.path_table`."""
 
 
+COUNTS = frozenset(("batch", "length", "chunks", "first_chunk", "chunks_here", "first", "here", "blocks"))
+"""Arguments that differ from image to image: Triton would compile anew where one becomes 1 or a multiple of 16."""
+
+
 def kernel(function: Any) -> Any:
     """`triton.jit`; typed, which Triton's own is not."""
-    return triton.jit(function)
+    counts = [name for name in inspect.signature(function).parameters if name in COUNTS]
+    return triton.jit(function, do_not_specialize=counts)
 
 
 @kernel
