@@ -25,6 +25,7 @@ from MambaSegLib.scan.triton_steps import (
     previous_place,
     read_path,
     sigmoid,
+    state_block,
     store_row,
     time_step,
     until,
@@ -82,9 +83,11 @@ def chunk_leaving(
     dout = group_base(dout, dout_group, dout_batch, group, entry)
     if z is not None:
         z = group_base(z, z_group, z_batch, group, entry)
+    OPERANDS: tl.constexpr = 3 if z is None else 4
     path = read_path(paths + group * NUMBERS)
     inside = is_n[:, None] & is_d[None, :]
-    rates = tl.load(A + (group * N + n[:, None]) * D + d[None, :], mask=inside, other=0.0)
+    in_block = state_block(n, d, D)
+    rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
     shift = tl.zeros((BLOCK_D,), tl.float32)
     if bias is not None:
         shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
@@ -92,21 +95,35 @@ def chunk_leaving(
     total = tl.zeros((BLOCK_D,), tl.float32)
     t = (slot + 2) * CHUNK - 1
     row, q1, q2 = place(path, t)
+    coming = ()
+    for j in tl.static_range(UNROLL):
+        now_d, now_n = until(d, is_d, t - j, length), until(n, is_n, t - j, length)
+        coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(dout, row, dout_row, d, now_d))
+        coming = coming + (load_row(C, row, C_row, n, now_n),)
+        if z is not None:
+            coming = coming + (load_row(z, row, z_row, d, now_d),)
+        row, q1, q2 = previous_place(path, row, q1, q2)
     for _ in range(0, CHUNK, UNROLL):
-        for _ in tl.static_range(UNROLL):
-            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
-            delta2 = time_step(load_row(delta, row, delta_row, d, now_d) + shift, now_d, SOFTPLUS)
-            dy = load_row(dout, row, dout_row, d, now_d)
+        here, coming = coming, ()
+        for j in tl.static_range(UNROLL):  # these are chunk 0's at the very end: there, and not used
+            now_d, now_n = until(d, is_d, t - UNROLL - j, length), until(n, is_n, t - UNROLL - j, length)
+            coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(dout, row, dout_row, d, now_d))
+            coming = coming + (load_row(C, row, C_row, n, now_n),)
             if z is not None:
-                gate = load_row(z, row, z_row, d, now_d)
-                dy *= gate * sigmoid(gate)
-            read = load_row(C, row, C_row, n, now_n)
-            carried = tl.exp2(delta2[None, :] * rates) * (carried + read[:, None] * dy[None, :])
-            total += delta2
+                coming = coming + (load_row(z, row, z_row, d, now_d),)
             row, q1, q2 = previous_place(path, row, q1, q2)
-            t -= 1
+        for j in tl.static_range(UNROLL):
+            now_d = until(d, is_d, t - j, length)
+            delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)
+            dy = here[OPERANDS * j + 1]
+            if z is not None:
+                gate = here[OPERANDS * j + 3]
+                dy *= gate * sigmoid(gate)
+            carried = tl.exp2(delta2[None, :] * rates) * (carried + here[OPERANDS * j + 2][:, None] * dy[None, :])
+            total += delta2
+        t -= UNROLL
     at = (pair.to(tl.int64) * chunks + slot) * D
-    tl.store(leaving + at * N + n[:, None] * D + d[None, :], carried, mask=inside)
+    tl.store(leaving + at * N + in_block, carried, mask=inside)
     tl.store(sums + at + d, total, mask=is_d)
 
 
@@ -178,6 +195,7 @@ def chunk_gradients(
         dA_parts: Sums over one chunk, (directions x batch, chunks, N, D).
         dskip_parts, dbias_parts: The same for the vectors, (directions x batch, chunks, D).
     """
+    OPERANDS: tl.constexpr = 5 if z is None else 6
     blocks = tl.cdiv(D, BLOCK_D)
     here, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     chunk = first_chunk + here
@@ -212,55 +230,79 @@ def chunk_gradients(
     kept = kept + (pair.to(tl.int64) * chunks_here + here) * (CHUNK // KEPT * N * D) + in_block
     t = chunk * CHUNK
     row, q1, q2 = place(path, t)
+    coming = ()
+    for j in tl.static_range(KEPT):
+        now_d, now_n = until(d, is_d, t + j, length), until(n, is_n, t + j, length)
+        coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
+        coming = coming + (load_row(B, row, B_row, n, now_n),)
+        row, q1, q2 = next_place(path, row, q1, q2)
     for segment in range(CHUNK // KEPT):
         tl.store(kept + segment * (N * D), h, mask=inside)
-        for _ in tl.static_range(KEPT):
-            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
-            delta2 = time_step(load_row(delta, row, delta_row, d, now_d) + shift, now_d, SOFTPLUS)
-            entering = delta2 * LN_2 * load_row(u, row, u_row, d, now_d)
-            written = load_row(B, row, B_row, n, now_n)
-            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * written[:, None]
+        present, coming = coming, ()
+        for j in tl.static_range(KEPT):
+            now_d, now_n = until(d, is_d, t + KEPT + j, length), until(n, is_n, t + KEPT + j, length)
+            coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
+            coming = coming + (load_row(B, row, B_row, n, now_n),)
             row, q1, q2 = next_place(path, row, q1, q2)
-            t += 1
+        for j in tl.static_range(KEPT):
+            delta2 = time_step(present[3 * j] + shift, until(d, is_d, t + j, length), SOFTPLUS)
+            entering = delta2 * LN_2 * present[3 * j + 1]
+            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * present[3 * j + 2][:, None]
+        t += KEPT
 
-    # Backward, KEPT steps at a time. A thread may load what another one of the program stored.
+    # Backward, KEPT steps at a time; tuples hold the latest step first. A thread may load what another one stored.
     tl.debug_barrier()
     carried = tl.load(leaving + neighbor + in_block, mask=inside & (in_block * 0 + chunk < chunks - 1), other=0.0)
     dA = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dskip, dbias = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     parts = ((block * (tl.num_programs(1)) + pair).to(tl.int64) * chunks_here + here) * (CHUNK * N)
+    t = (chunk + 1) * CHUNK - 1
+    row, q1, q2 = place(path, t)
+    coming, coming_rows = (), ()
+    for j in tl.static_range(KEPT):
+        now_d, now_n = until(d, is_d, t - j, length), until(n, is_n, t - j, length)
+        coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
+        coming = coming + (load_row(dout, row, dout_row, d, now_d),)
+        coming = coming + (load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
+        if z is not None:
+            coming = coming + (load_row(z, row, z_row, d, now_d),)
+        coming_rows = coming_rows + (row,)
+        row, q1, q2 = previous_place(path, row, q1, q2)
     for backward_segment in range(CHUNK // KEPT):
         segment = CHUNK // KEPT - 1 - backward_segment
         h = tl.load(kept + segment * (N * D), mask=inside, other=0.0)
-        t = chunk * CHUNK + segment * KEPT
-        row, q1, q2 = place(path, t)
-        states, rows, xs, deltas, tokens, writtens = (), (), (), (), (), ()
+        present, rows, coming, coming_rows = coming, coming_rows, (), ()
         for j in tl.static_range(KEPT):
-            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
-            x = load_row(delta, row, delta_row, d, now_d) + shift
-            delta2 = time_step(x, now_d, SOFTPLUS)
-            token = load_row(u, row, u_row, d, now_d)
-            written = load_row(B, row, B_row, n, now_n)
-            states, rows, xs, deltas = states + (h,), rows + (row,), xs + (x,), deltas + (delta2,)
-            tokens, writtens = tokens + (token,), writtens + (written,)
-            if j < KEPT - 1:
-                h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
-                row, q1, q2 = next_place(path, row, q1, q2)
-                t += 1
-        for j in tl.static_range(KEPT - 1, -1, -1):
-            t = chunk * CHUNK + segment * KEPT + j
-            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
-            before, row, x, delta2, token, written = states[j], rows[j], xs[j], deltas[j], tokens[j], writtens[j]
-            natural = delta2 * LN_2
-            read = load_row(C, row, C_row, n, now_n)
-            dy = load_row(dout, row, dout_row, d, now_d)
-            decay = tl.exp2(delta2[None, :] * rates)
-            after = decay * before + (natural * token)[None, :] * written[:, None]
+            earlier = t - KEPT - j
+            now_d, now_n = until(d, is_d, earlier, length), until(n, is_n, earlier, length)
+            coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
+            coming = coming + (load_row(dout, row, dout_row, d, now_d),)
+            coming = coming + (load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
             if z is not None:
-                gate = load_row(z, row, z_row, d, now_d)
+                coming = coming + (load_row(z, row, z_row, d, now_d),)
+            coming_rows = coming_rows + (row,)
+            row, q1, q2 = previous_place(path, row, q1, q2)
+        states, deltas = (), ()
+        for j in tl.static_range(KEPT - 1, -1, -1):
+            delta2 = time_step(present[OPERANDS * j] + shift, until(d, is_d, t - j, length), SOFTPLUS)
+            states, deltas = states + (h,), deltas + (delta2,)
+            if j > 0:
+                entering = delta2 * LN_2 * present[OPERANDS * j + 1]
+                h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * present[OPERANDS * j + 3][:, None]
+        for j in tl.static_range(KEPT):
+            now_d = until(d, is_d, t - j, length)
+            before, row_j, delta2 = states[KEPT - 1 - j], rows[j], deltas[KEPT - 1 - j]
+            token, dy = present[OPERANDS * j + 1], present[OPERANDS * j + 2]
+            written, read = present[OPERANDS * j + 3], present[OPERANDS * j + 4]
+            natural = delta2 * LN_2
+            entering = natural * token
+            decay = tl.exp2(delta2[None, :] * rates)
+            after = decay * before + entering[None, :] * written[:, None]
+            if z is not None:
+                gate = present[OPERANDS * j + 5]
                 opened = sigmoid(gate)
                 y = tl.sum(after * read[:, None], 0) + passed * token
-                store_row(dz, row, grad_row, d, dy * y * opened * (1.0 + gate * (1.0 - opened)), now_d)
+                store_row(dz, row_j, grad_row, d, dy * y * opened * (1.0 + gate * (1.0 - opened)), now_d)
                 dy *= gate * opened
             dh = carried + read[:, None] * dy[None, :]
             carried = decay * dh
@@ -268,15 +310,16 @@ def chunk_gradients(
             by_entering = tl.sum(dh * written[:, None], 0)
             dnatural = by_entering * token + tl.sum(by_decay * rates, 0)
             if SOFTPLUS:
-                dnatural *= sigmoid(x)
-            store_row(du, row, grad_row, d, by_entering * natural + passed * dy, now_d)
-            store_row(ddelta, row, grad_row, d, dnatural, now_d)
-            at = parts + (segment * KEPT + j) * N + n
-            tl.store(dB_parts + at, tl.sum(dh * (natural * token)[None, :], 1), mask=is_n)
+                dnatural *= sigmoid(present[OPERANDS * j] + shift)
+            store_row(du, row_j, grad_row, d, by_entering * natural + passed * dy, now_d)
+            store_row(ddelta, row_j, grad_row, d, dnatural, now_d)
+            at = parts + (segment * KEPT + KEPT - 1 - j) * N + n
+            tl.store(dB_parts + at, tl.sum(dh * entering[None, :], 1), mask=is_n)
             tl.store(dC_parts + at, tl.sum(after * dy[None, :], 1), mask=is_n)
             dA += by_decay * natural[None, :]
             dskip += dy * token
             dbias += tl.where(now_d, dnatural, 0.0)
+        t -= KEPT
     slot = (pair.to(tl.int64) * chunks + chunk) * D
     tl.store(dA_parts + slot * N + in_block, dA, mask=inside)
     tl.store(dskip_parts + slot + d, dskip, mask=is_d)
@@ -316,4 +359,6 @@ def join_parts(
         base = (block * tl.num_programs(1) + pair).to(tl.int64) * here
         total += tl.load(parts + (base + offset)[:, None] * N + n[None, :], mask=inside, other=0.0)
     joined = group_base(joined, joined_group, joined_batch, group, entry)
-    tl.store(joined + row[:, None] * joined_row + n[None, :], total.to(joined.dtype.element_ty), mask=inside)
+    tl.store(
+        joined + row[:, None].to(tl.int64) * joined_row + n[None, :], total.to(joined.dtype.element_ty), mask=inside
+    )

@@ -18,7 +18,7 @@ def _tokens(base, path, row_step, t, length, d, is_d):
     """Tokens (positions, channels) in float32; zeros before the first and behind the last."""
     row, _, _ = place(path, tl.maximum(t, 0))
     inside = ((t >= 0) & (t < length))[:, None] & is_d[None, :]
-    return tl.load(base + row[:, None] * row_step + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.load(base + row[:, None].to(tl.int64) * row_step + d[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @kernel
@@ -62,7 +62,7 @@ def convolve(
         total *= sigmoid(total)
     row, _, _ = place(path, t)
     inside = (t < length)[:, None] & is_d[None, :]
-    tl.store(out + row[:, None] * out_row + d[None, :], total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row[:, None].to(tl.int64) * out_row + d[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
 @kernel
@@ -133,4 +133,4 @@ def convolve_gradients(
                 tl.store(dweight_parts + slot * K + k * D + d, tl.sum(gradient * tokens[k], 0), mask=is_d)
     row, _, _ = place(path, t)
     inside = (t < length)[:, None] & is_d[None, :]
-    tl.store(dx + row[:, None] * dx_row + d[None, :], total.to(dx.dtype.element_ty), mask=inside)
+    tl.store(dx + row[:, None].to(tl.int64) * dx_row + d[None, :], total.to(dx.dtype.element_ty), mask=inside)

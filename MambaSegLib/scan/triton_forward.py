@@ -23,6 +23,7 @@ from MambaSegLib.scan.triton_steps import (
     place,
     read_path,
     sigmoid,
+    state_block,
     store_row,
     time_step,
     until,
@@ -73,7 +74,8 @@ def chunk_ends(
     B = group_base(B, B_group, B_batch, group, entry)
     path = read_path(paths + group * NUMBERS)
     inside = is_n[:, None] & is_d[None, :]
-    rates = tl.load(A + (group * N + n[:, None]) * D + d[None, :], mask=inside, other=0.0)
+    in_block = state_block(n, d, D)
+    rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
     shift = tl.zeros((BLOCK_D,), tl.float32)
     if bias is not None:
         shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
@@ -81,18 +83,27 @@ def chunk_ends(
     total = tl.zeros((BLOCK_D,), tl.float32)
     t = chunk * CHUNK
     row, q1, q2 = place(path, t)
+    coming = ()
+    for j in tl.static_range(UNROLL):
+        now_d, now_n = until(d, is_d, t + j, length), until(n, is_n, t + j, length)
+        x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
+        coming = coming + (x, token, load_row(B, row, B_row, n, now_n))
+        row, q1, q2 = next_place(path, row, q1, q2)
     for _ in range(0, CHUNK, UNROLL):
-        for _ in tl.static_range(UNROLL):
-            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
-            delta2 = time_step(load_row(delta, row, delta_row, d, now_d) + shift, now_d, SOFTPLUS)
-            entering = delta2 * LN_2 * load_row(u, row, u_row, d, now_d)
-            written = load_row(B, row, B_row, n, now_n)
-            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * written[:, None]
-            total += delta2
+        here, coming = coming, ()
+        for j in tl.static_range(UNROLL):
+            now_d, now_n = until(d, is_d, t + UNROLL + j, length), until(n, is_n, t + UNROLL + j, length)
+            x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
+            coming = coming + (x, token, load_row(B, row, B_row, n, now_n))
             row, q1, q2 = next_place(path, row, q1, q2)
-            t += 1
+        for j in tl.static_range(UNROLL):
+            delta2 = time_step(here[3 * j] + shift, until(d, is_d, t + j, length), SOFTPLUS)
+            entering = delta2 * LN_2 * here[3 * j + 1]
+            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * here[3 * j + 2][:, None]
+            total += delta2
+        t += UNROLL
     slot = (pair.to(tl.int64) * chunks + chunk) * D
-    tl.store(ends + slot * N + n[:, None] * D + d[None, :], h, mask=inside)
+    tl.store(ends + slot * N + in_block, h, mask=inside)
     tl.store(sums + slot + d, total, mask=is_d)
 
 
@@ -202,7 +213,7 @@ def chunk_outputs(
         z = group_base(z, z_group, z_batch, group, entry)
     path = read_path(paths + group * NUMBERS)
     inside = is_n[:, None] & is_d[None, :]
-    in_block = n[:, None] * D + d[None, :]
+    in_block = state_block(n, d, D)
     rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
     shift = tl.zeros((BLOCK_D,), tl.float32)
     if bias is not None:
@@ -210,24 +221,40 @@ def chunk_outputs(
     passed = tl.zeros((BLOCK_D,), tl.float32)
     if skip is not None:
         passed = tl.load(skip + group * D + d, mask=is_d, other=0.0)
+    OPERANDS: tl.constexpr = 4 if z is None else 5
     started = starts + (pair.to(tl.int64) * (chunks - 1) + chunk - 1) * (N * D)
     h = tl.load(started + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
     t = chunk * CHUNK
     row, q1, q2 = place(path, t)
+    coming, coming_rows = (), ()
+    for j in tl.static_range(UNROLL):
+        now_d, now_n = until(d, is_d, t + j, length), until(n, is_n, t + j, length)
+        x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
+        coming = coming + (x, token, load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
+        coming_rows = coming_rows + (row,)
+        if z is not None:
+            coming = coming + (load_row(z, row, z_row, d, now_d),)
+        row, q1, q2 = next_place(path, row, q1, q2)
     for _ in range(0, CHUNK, UNROLL):
-        for _ in tl.static_range(UNROLL):
-            now_d, now_n = until(d, is_d, t, length), until(n, is_n, t, length)
-            delta2 = time_step(load_row(delta, row, delta_row, d, now_d) + shift, now_d, SOFTPLUS)
-            token = load_row(u, row, u_row, d, now_d)
-            written = load_row(B, row, B_row, n, now_n)
-            read = load_row(C, row, C_row, n, now_n)
+        here, rows, coming, coming_rows = coming, coming_rows, (), ()
+        for j in tl.static_range(UNROLL):
+            now_d, now_n = until(d, is_d, t + UNROLL + j, length), until(n, is_n, t + UNROLL + j, length)
+            x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
+            coming = coming + (x, token, load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
+            coming_rows = coming_rows + (row,)
+            if z is not None:
+                coming = coming + (load_row(z, row, z_row, d, now_d),)
+            row, q1, q2 = next_place(path, row, q1, q2)
+        for j in tl.static_range(UNROLL):
+            now_d = until(d, is_d, t + j, length)
+            delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)
+            token, written, read = here[OPERANDS * j + 1], here[OPERANDS * j + 2], here[OPERANDS * j + 3]
             h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
             y = tl.sum(h * read[:, None], 0) + passed * token
             if z is not None:
-                gate = load_row(z, row, z_row, d, now_d)
+                gate = here[OPERANDS * j + 4]
                 y = y * gate * sigmoid(gate)
-            store_row(out, row, out_row, d, y, now_d)
-            row, q1, q2 = next_place(path, row, q1, q2)
-            t += 1
+            store_row(out, rows[j], out_row, d, y, now_d)
+        t += UNROLL
     if chunk == chunks - 1:
         tl.store(last + pair.to(tl.int64) * (N * D) + in_block, h, mask=inside)

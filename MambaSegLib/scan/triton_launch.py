@@ -80,7 +80,7 @@ def path_table(grid: Grid, orders: tuple[ScanOrder, ...], device: torch.device) 
         lengths, steps = [grid[axis] for axis in order.axes], [strides[axis] for axis in order.axes]
         first = grid[0] * grid[1] * grid[2] - 1 if order.backward else 0
         numbers.append([*lengths[1:], *(-step if order.backward else step for step in steps), first])
-    return torch.tensor(numbers, dtype=torch.int64).to(device)
+    return torch.tensor(numbers, dtype=torch.int32).to(device)
 
 
 def by_rows(rows: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ LINEAR_FROM = tl.constexpr(20.0)
 """Above it softplus(x) is x in float32; PyTorch uses the same threshold."""
 
 PATH_NUMBERS = 6
-"""int64 numbers per scan order: lengths of the middle and the fast axis, row steps of the slow, middle and fast axis, and
+"""int32 numbers per scan order: lengths of the middle and the fast axis, row steps of the slow, middle and fast axis, and
 the row of position 0. Backward orders have negative steps: see `triton_launch.path_table`."""
 
 
@@ -39,8 +39,9 @@ def kernel(function: Any) -> Any:
 @kernel
 def read_path(path):
     """A scan order's numbers, in registers."""
-    middle, fast = tl.load(path).to(tl.int32), tl.load(path + 1).to(tl.int32)
-    return middle, fast, tl.load(path + 2), tl.load(path + 3), tl.load(path + 4), tl.load(path + 5)
+    return (
+        tl.load(path), tl.load(path + 1), tl.load(path + 2), tl.load(path + 3), tl.load(path + 4), tl.load(path + 5)
+    )  # fmt: skip
 
 
 @kernel
@@ -97,20 +98,34 @@ def time_step(x, inside, SOFTPLUS: tl.constexpr):
 
 @kernel
 def until(columns, is_column, t, length):
-    """Columns that exist, if position t does. Compared as a block: Triton's interpreter takes no scalar as a mask."""
-    return is_column & (columns * 0 + t < length)
+    """Columns that exist, if position t does: 0 <= t < length, in one comparison of numbers without sign.
+
+    Compared as a block: Triton's interpreter takes no scalar as a mask.
+    """
+    return is_column & ((columns * 0 + t).to(tl.uint32) < length.to(tl.uint32))
 
 
 @kernel
 def load_row(base, row, step, columns, inside):
     """A row's columns in float32, 0 where not `inside`; the offset is 64 bits wide."""
-    return tl.load(base + row * step + columns, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(base + row.to(tl.int64) * step + columns, mask=inside, other=0.0).to(tl.float32)
 
 
 @kernel
 def store_row(base, row, step, columns, values, inside):
     """Write a row's columns, rounded to the tensor's type."""
-    tl.store(base + row * step + columns, values.to(base.dtype.element_ty), mask=inside)
+    tl.store(base + row.to(tl.int64) * step + columns, values.to(base.dtype.element_ty), mask=inside)
+
+
+@kernel
+def state_block(n, d, D: tl.constexpr):
+    """Offsets of a block of states in an (N, D) tensor, such that a thread gets one channel's states in its registers.
+
+    Triton gives a thread neighboring values where it knows that their address is a multiple of 16 bytes, and the states of
+    a channel to several threads then, which must exchange them at every step. Grids have two axes, so this adds 0; but
+    Triton does not know.
+    """
+    return n[:, None] * D + d[None, :] + tl.program_id(2)
 
 
 @kernel

@@ -63,8 +63,8 @@ class ScanConfig:
     boundary_channels: int
     chunk: int
     warps: int = 1
-    unroll: int = 4
-    kept_every: int = 2
+    unroll: int = 1
+    kept_every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what the kernels cannot divide."""

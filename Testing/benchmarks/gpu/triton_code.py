@@ -40,6 +40,7 @@ STAGES = {
     "s5": (864, 640, 256),
 }
 """Tokens, channels, states."""
+STEPS = ("_group", "_batch", "_row")
 HALF_ROWS = {"u", "delta", "z", "dout", "out", "du", "ddelta", "dz", "x", "dx"}
 """What is bfloat16 in a network (float16 on GPUs before sm_80); the rest is float32."""
 
@@ -89,20 +90,20 @@ def kernels(stage: str) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
 
 
 def signature(function: Any, constants: dict[str, Any], architecture: int) -> dict[str, str]:
-    """Types of a kernel's arguments as in a network on this GPU; steps in memory are 64 bits wide."""
+    """Types of a kernel's arguments as in a network on this GPU."""
     half = "*bf16" if architecture >= 80 else "*fp16"
     types = {}
     for name in function.arg_names:
         if name in constants:
             types[name] = "constexpr"
         elif name == "paths":
-            types[name] = "*i64"
+            types[name] = "*i32"
         elif name in HALF_ROWS:
             types[name] = half
         elif name in ("batch", "length", "chunks", "first_chunk", "chunks_here", "first", "here", "blocks"):
             types[name] = "i32"
-        elif name.endswith(("_group", "_batch", "_row")):
-            types[name] = "i64"
+        elif name.endswith(STEPS):
+            types[name] = "i32"  # as Triton's launcher passes a step that fits
         else:
             types[name] = "*fp32"
     return types
@@ -114,7 +115,11 @@ def compile_for(function: Any, constants: dict[str, Any], warps: int, architectu
     at = {(function.arg_names.index(name),): value for name, value in constants.items()}
     types = signature(function, constants, architecture)
     # What the launcher finds out itself on a GPU: addresses and steps divide by 16.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types.values()) if t.startswith("*") or t == "i64"}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, t) in enumerate(types.items())
+        if t.startswith("*") or name.endswith(STEPS)
+    }
     source = ASTSource(fn=function, signature=types, constexprs=at, attrs=aligned)
     return triton.compile(
         source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps, "enable_fp_fusion": True}
