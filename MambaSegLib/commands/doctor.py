@@ -76,7 +76,7 @@ def _about(machine: Machine) -> Iterator[str]:
     for name, version in machine.packages.items():
         yield f"{name:<14} {version or f'MISSING: pip install {name}'}"
     for name, version in machine.accelerators.items():
-        yield f"{name:<14} {version or 'not installed (optional, faster on NVIDIA GPUs)'}"
+        yield f"{name:<14} {version or 'not installed (optional, for NVIDIA GPUs)'}"
     yield ""
 
 

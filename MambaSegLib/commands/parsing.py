@@ -66,7 +66,7 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scan",
         default="auto",
-        choices=("auto", "mamba_ssm", "triton", "numba", "pytorch"),
+        choices=("auto", "triton", "mamba_ssm", "numba", "pytorch"),
         help="scan backend; a named one that cannot run here is an error (default: the fastest there is)",
     )
     group.add_argument(

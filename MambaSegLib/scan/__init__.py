@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from MambaSegLib.scan.order import ScanOrder
 
-BACKENDS = ("mamba_ssm", "triton", "numba", "pytorch")
+BACKENDS = ("triton", "mamba_ssm", "numba", "pytorch")
 """Fastest first. Results agree to rounding; backends differ in speed and in where they run."""
 
 SHAPES = "shapes"

@@ -307,7 +307,7 @@ def test_only_the_region_is_compared_with_the_training_images():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scan": "fast"}, "auto, mamba_ssm, triton, numba, pytorch"),
+        ({"scan": "fast"}, "auto, triton, mamba_ssm, numba, pytorch"),
         ({"folds": []}, "fold"),
         ({"folds": [0, 0]}, "fold"),
         ({"overlap": 1.0}, "overlap"),
