@@ -5,13 +5,15 @@ them, and one normalized tensor and one matrix product serve every direction. Co
 launch each; the rest is batched matrix products. The result is that of the layers one by one, to rounding.
 
 Matrix products, convolution and the scan's input and output may be bfloat16; the scan's states, sums over the residual
-branches and normalization are float32.
+branches and normalization are float32. The latter two never lie in memory per direction: `row_norms` adds again where a sum
+is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from MambaSegLib.scan.directions import convolve_directions, scan_directions
+from MambaSegLib.scan.row_norms import add_norm, sum_paths
 
 if TYPE_CHECKING:
     from MambaSegLib.networks.mamba import MambaLayer, MambaPath
@@ -60,10 +63,11 @@ def sum_of_paths(
     for some in _divided(paths, tokens, precision, together_bytes):
         compute = partial(_sum_of_some, some, grid=grid, precision=precision)
         if torch.is_grad_enabled() and some[0].recompute:
+            # Without what came before: the checkpoint would keep it.
             part = cast("Tensor", checkpoint(compute, tokens, use_reentrant=False))
+            total = part if total is None else total + part
         else:
-            part = compute(tokens)
-        total = part if total is None else total + part
+            total = compute(tokens, before=total)
     assert total is not None, "a layer has at least one path"
     return total
 
@@ -84,19 +88,35 @@ def _layers(paths: Sequence[MambaPath]) -> list[MambaLayer]:
     return [cast("MambaLayer", layer) for path in paths for layer in path.layers]
 
 
-def _sum_of_some(paths: Sequence[MambaPath], tokens: Tensor, grid: IntTriple, precision: torch.dtype) -> Tensor:
+def _sum_of_some(
+    paths: Sequence[MambaPath], tokens: Tensor, grid: IntTriple, precision: torch.dtype, before: Tensor | None = None
+) -> Tensor:
     layers = _layers(paths)
     orders = tuple(order for path in paths for order in path.orders)
-    mixed = _mixed(layers, tokens, grid, orders, precision) + tokens
-    results = _headed(layers, mixed, precision) + mixed
-    total: Tensor | None = None
-    first = 0
-    for path in paths:
-        own = path.norm(results[first : first + len(path.layers)].sum(0))
-        total = own if total is None else total + own
-        first += len(path.layers)
+    mixed = _mixed(layers, tokens, grid, orders, precision)
+    headed = _headed(layers, mixed, tokens, precision)
+    alike = [list(group) for _, group in groupby(paths, lambda path: len(path.layers))]
+    sizes = [len(_layers(some)) for some in alike]
+    total = before
+    for some, own_headed, own_mixed in zip(alike, _split(headed, sizes), _split(mixed, sizes), strict=True):
+        total = _normalized_sum(some, own_headed, own_mixed, tokens, total)
     assert total is not None
     return total
+
+
+def _split(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Not split if there is but one part: the gradient of a part is a copy."""
+    return torch.split(rows, sizes) if len(sizes) > 1 else (rows,)
+
+
+def _normalized_sum(
+    paths: Sequence[MambaPath], headed: Tensor, mixed: Tensor, tokens: Tensor, before: Tensor | None
+) -> Tensor:
+    """Sum over paths with equally many directions, whose residual branches end here."""
+    norms = [path.norm for path in paths if isinstance(path.norm, nn.LayerNorm)]
+    weight, bias = (_stacked(n.weight for n in norms), _stacked(n.bias for n in norms)) if norms else (None, None)
+    eps = norms[0].eps if norms else 0.0
+    return sum_paths(headed, mixed, tokens, weight, bias, len(paths), eps, before, _layers(paths)[0].mamba.scan_backend)
 
 
 def _mixed(
@@ -106,12 +126,12 @@ def _mixed(
     orders: tuple[ScanOrder, ...],
     precision: torch.dtype,
 ) -> Tensor:
-    """What the Mamba blocks make of the normalized tokens: (directions, B, L, C) float32."""
+    """What the Mamba blocks make of the normalized tokens, before the residual: (directions, B, L, C) in `precision`."""
     batch, length, _ = tokens.shape
     blocks = [layer.mamba for layer in layers]
     backend, rank, states = blocks[0].scan_backend, blocks[0].dt_rank, blocks[0].d_state
     weight, bias = _folded([layer.norm1 for layer in layers], [block.in_proj for block in blocks])
-    plain = _normalized(tokens, layers[0].norm1).to(precision)
+    plain = add_norm(tokens, None, layers[0].norm1.eps, precision, backend)
     xz = F.linear(plain, weight.flatten(0, 1).to(precision), bias.flatten().to(precision))
     # (B, L, directions x 2D) seen as x and z of (directions, B, L, D): kernels step over the other directions.
     x, z = xz.reshape(batch, length, len(blocks), 2, -1).permute(3, 2, 0, 1, 4).unbind(0)
@@ -126,29 +146,24 @@ def _mixed(
     A, D = -torch.exp(_stacked(b.A_log for b in blocks)), _stacked(b.D for b in blocks)
     y = scan_directions(u, delta, B, C, z, A, D, _stacked(b.dt_proj.bias for b in blocks), grid, orders, backend)
     out = torch.bmm(y.flatten(1, 2), _transposed([block.out_proj for block in blocks], precision))
-    return out.reshape(len(blocks), batch, length, -1).float()
+    return out.reshape(len(blocks), batch, length, -1)
 
 
-def _headed(layers: Sequence[MambaLayer], mixed: Tensor, precision: torch.dtype) -> Tensor:
-    """LayerNorm and head of each direction: (directions, B, L, C) float32."""
+def _headed(layers: Sequence[MambaLayer], mixed: Tensor, tokens: Tensor, precision: torch.dtype) -> Tensor:
+    """LayerNorm and head of each direction, before the residual: (directions, B, L, C) in `precision`."""
     heads = [
         [layer.head] if isinstance(layer.head, nn.Linear) else list(cast("nn.Sequential", layer.head))
         for layer in layers
     ]
     first = [cast("nn.Linear", head[0]) for head in heads]
     weight, bias = _folded([layer.norm2 for layer in layers], first)
-    plain = _normalized(mixed, layers[0].norm2).flatten(1, 2).to(precision)
+    plain = add_norm(mixed, tokens, layers[0].norm2.eps, precision, layers[0].mamba.scan_backend).flatten(1, 2)
     found = torch.baddbmm(bias[:, None].to(precision), plain, weight.transpose(1, 2).to(precision))
     if len(heads[0]) > 1:
         last = [cast("nn.Linear", head[2]) for head in heads]
         shift = _stacked(linear.bias for linear in last)[:, None].to(precision)
         found = torch.baddbmm(shift, F.gelu(found), _transposed(last, precision))
-    return found.reshape(mixed.shape).float()
-
-
-def _normalized(tokens: Tensor, like: nn.LayerNorm) -> Tensor:
-    """LayerNorm before weight and bias."""
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=like.eps)
+    return found.reshape(mixed.shape)
 
 
 def _folded(norms: Sequence[nn.LayerNorm], linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:

@@ -161,8 +161,9 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         from MambaSegLib.scan import triton_launch
 
-        D, delta_bias = ctx.saved_tensors[-2:]
-        operands = _operands(*ctx.saved_tensors)
+        saved = ctx.saved_tensors  # once: a checkpoint computes them again and refuses to hand them out twice
+        D, delta_bias = saved[-2:]
+        operands = _operands(*saved)
         found = triton_launch.run_backward(operands, triton_launch.by_rows(dout), ctx.walk, ctx.softplus)
         skip, bias = None if D is None else found.skip, None if delta_bias is None else found.bias
         return None, None, found.u, found.delta, found.B, found.C, found.z, found.A, skip, bias

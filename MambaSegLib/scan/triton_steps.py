@@ -26,7 +26,21 @@ PATH_NUMBERS = 6
 the row of position 0. Backward orders have negative steps: see `triton_launch.path_table`."""
 
 
-COUNTS = frozenset(("batch", "length", "chunks", "first_chunk", "chunks_here", "first", "here", "blocks"))
+COUNTS = frozenset(
+    (
+        "batch",
+        "length",
+        "chunks",
+        "first_chunk",
+        "chunks_here",
+        "first",
+        "here",
+        "blocks",
+        "rows",
+        "groups",
+        "path_count",
+    )
+)
 """Arguments that differ from image to image: Triton would compile anew where one becomes 1 or a multiple of 16."""
 
 

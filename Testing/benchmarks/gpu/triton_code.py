@@ -28,7 +28,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from MambaSegLib.scan import triton_backward, triton_convolution, triton_forward, triton_tuning
+from MambaSegLib.scan import (
+    triton_backward,
+    triton_convolution,
+    triton_forward,
+    triton_norms,
+    triton_norms_launch,
+    triton_tuning,
+)
+from MambaSegLib.scan.triton_steps import COUNTS
 from MambaSegLib.scan.triton_tuning import ScanConfig
 
 STAGES = {
@@ -41,7 +49,7 @@ STAGES = {
 }
 """Tokens, channels, states."""
 STEPS = ("_group", "_batch", "_row")
-HALF_ROWS = {"u", "delta", "z", "dout", "out", "du", "ddelta", "dz", "x", "dx"}
+HALF_ROWS = {"u", "delta", "z", "dout", "out", "du", "ddelta", "dz", "x", "dx", "headed", "mixed", "dresults"}
 """What is bfloat16 in a network (float16 on GPUs before sm_80); the rest is float32."""
 
 
@@ -86,6 +94,10 @@ def kernels(stage: str) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
     found.append((triton_backward.join_parts, joined, narrow, 0))
     taps = {"D": channels, "K": 4, "SILU": True, "BLOCK_T": triton_tuning.CONVOLUTION_BLOCK[0], "BLOCK_D": 64}
     found += [(f, taps, narrow, 0) for f in (triton_convolution.convolve, triton_convolution.convolve_gradients)]
+    rows = triton_norms_launch.block(channels // 2) | {"EACH": 2, "BLOCK_D": channels // 2}
+    norms = (triton_norms.add_norm, triton_norms.sum_paths)
+    norm_gradients = (triton_norms.add_norm_gradients, triton_norms.sum_paths_gradients)
+    found += [(f, rows, narrow, 0) for f in (*norms, *norm_gradients)]
     return found
 
 
@@ -100,10 +112,12 @@ def signature(function: Any, constants: dict[str, Any], architecture: int) -> di
             types[name] = "*i32"
         elif name in HALF_ROWS:
             types[name] = half
-        elif name in ("batch", "length", "chunks", "first_chunk", "chunks_here", "first", "here", "blocks"):
+        elif name in COUNTS:
             types[name] = "i32"
         elif name.endswith(STEPS):
             types[name] = "i32"  # as Triton's launcher passes a step that fits
+        elif name == "eps":
+            types[name] = "fp32"
         else:
             types[name] = "*fp32"
     return types
