@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations, product
 from math import ceil
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from MambaSegLib.cuda_graphs import GraphRunner
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.memory_ladder import MemoryLadder, Placement
@@ -105,12 +106,14 @@ class Ensemble:
         readout: What the outputs stand for.
         patch_size: Tile size.
         mirror_axes: Array axes (0 Z, 1 Y, 2 X) to mirror along, in all combinations; () for none.
+        run: Runs a network on tiles; keep it for the next ensemble of the same networks.
     """
 
     networks: tuple[SegmentationNetwork, ...]
     readout: Readout
     patch_size: IntTriple
     mirror_axes: tuple[int, ...] = ()
+    run: GraphRunner = field(default_factory=GraphRunner, compare=False)
 
     @torch.inference_mode()
     def tile_probabilities(self, tiles: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
@@ -140,7 +143,7 @@ class Ensemble:
 
     def _logits(self, network: SegmentationNetwork, tiles: Tensor, fold: int) -> Tensor:
         with _autocast(tiles.device):
-            logits: Tensor = network(tiles)[0]
+            logits = self.run(network, tiles)
         expected = (len(tiles), self.readout.outputs, *self.patch_size)
         if tuple(logits.shape) != expected:
             msg = f"network {fold + 1} returned logits of shape {tuple(logits.shape)} instead of {expected}"
