@@ -12,11 +12,11 @@ from MambaSegLib import __version__
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.commands.backend_check import BackendCheck, check_backends
 from MambaSegLib.commands.estimate import Estimate, estimate
-from MambaSegLib.commands.machine import Machine, look_around
 from MambaSegLib.commands.parsing import DEFAULT_MODEL, add_model, add_prediction, add_reading, add_reporting
 from MambaSegLib.commands.reporting import Reporter, duration
 from MambaSegLib.commands.session import make_predictor, parse_inputs, read_inputs
 from MambaSegLib.devices import unavailable_devices
+from MambaSegLib.machine import Machine, look_around
 
 _ENVIRONMENT = 3
 

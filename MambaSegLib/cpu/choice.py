@@ -81,6 +81,6 @@ def computer() -> str:
     """What speed depends on: processor and versions of the packages that compute."""
     import torch
 
-    from MambaSegLib.commands.machine import processor_name, version_of
+    from MambaSegLib.machine import processor_name, version_of
 
     return f"{processor_name()}, torch {torch.__version__}, numba {version_of('numba')}"
