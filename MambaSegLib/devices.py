@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,24 @@ def device_name(device: torch.device) -> str:
         return device.type
     index = device.index or 0
     return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+
+
+@contextmanager
+def measured_convolutions() -> Iterator[None]:
+    """For work on maps of always the same sizes: cuDNN measures its algorithms for each convolution instead of guessing.
+
+    The setting is the whole process's, which may be another program's, so it ends with the work. Which algorithm wins, and
+    with it the rounding, may differ from run to run: where PyTorch is asked for deterministic algorithms, nothing changes.
+    """
+    import torch
+
+    before = torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark = before or not deterministic
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _check_cuda(device: torch.device) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.cuda_graphs import GraphRunner
+from MambaSegLib.devices import measured_convolutions
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.memory_ladder import MemoryLadder, Placement
@@ -142,7 +143,7 @@ class Ensemble:
         return total.div_(members), None if entropy_sum is None else entropy_sum.div_(members)
 
     def _logits(self, network: SegmentationNetwork, tiles: Tensor, fold: int) -> Tensor:
-        with _autocast(tiles.device):
+        with _autocast(tiles.device), measured_convolutions():
             logits = self.run(network, tiles)
         expected = (len(tiles), self.readout.outputs, *self.patch_size)
         if tuple(logits.shape) != expected:

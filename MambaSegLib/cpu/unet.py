@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from MambaSegLib.cpu.layers import Convolution, FeatureMap, Norm, Upsampling, Workspace, add, pooled
 from MambaSegLib.cpu.mamba_layer import FusedMambaLayer
 from MambaSegLib.networks.contract import require_divisible
+from MambaSegLib.networks.conv_norm import NEGATIVE_SLOPE
 from MambaSegLib.networks.mamba import MambaBlock, MambaLayer3d
-from MambaSegLib.networks.unet import NEGATIVE_SLOPE, PlainEncoder, ResidualBlock, ResidualEncoder, UNet
+from MambaSegLib.networks.unet import PlainEncoder, ResidualBlock, ResidualEncoder, UNet
 from MambaSegLib.scan import resolve_backend
 from MambaSegLib.scan.vector_ir import LANES
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible, stride_product
+from MambaSegLib.networks.conv_norm import NEGATIVE_SLOPE, ConvNorm, ConvNormActivation, activation
 from MambaSegLib.networks.options import refuse_options
 from MambaSegLib.networks.token_mamba import TokenMamba
-from MambaSegLib.networks.unet import NEGATIVE_SLOPE, ResidualBlock, activation, conv_norm
+from MambaSegLib.networks.unet import ResidualBlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,14 +73,14 @@ class ProjectedBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple) -> None:
         """Build the block."""
         super().__init__()
-        self.first = nn.Sequential(conv_norm(in_channels, out_channels, kernel, stride, bias=True), activation())
-        self.second = conv_norm(out_channels, out_channels, kernel, (1, 1, 1), bias=True)
+        self.first = ConvNormActivation(in_channels, out_channels, kernel, stride)
+        self.second = ConvNorm(out_channels, out_channels, kernel, (1, 1, 1), bias=True)
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1, stride)
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Z, Y, X) -> (B, C', Z', Y', X')."""
-        y: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
+        y: Tensor = self.second(self.first(x), self.shortcut(x), self.activation)
         return y
 
 

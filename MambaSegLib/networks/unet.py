@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible, stride_product
+from MambaSegLib.networks.conv_norm import NEGATIVE_SLOPE, ConvNorm, ConvNormActivation, activation
 from MambaSegLib.plan import IntTriple
 
 if TYPE_CHECKING:
@@ -21,24 +22,8 @@ if TYPE_CHECKING:
 
     from MambaSegLib.plan import NetworkPlan, StagePlan
 
-NEGATIVE_SLOPE = 0.01
-
 Stack = Callable[[int, int, IntTriple, IntTriple, int], nn.Sequential]
 """Blocks of one resolution from (channels in, channels out, kernel, stride, count)."""
-
-
-def conv_norm(in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, bias: bool) -> nn.Sequential:
-    """Convolution that keeps the size (but for its stride), then instance normalization."""
-    padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2)
-    return nn.Sequential(
-        nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias),
-        nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True),
-    )
-
-
-def activation() -> nn.LeakyReLU:
-    """LeakyReLU as nnU-Net uses it."""
-    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
 
 class ResidualBlock(nn.Module):
@@ -47,19 +32,19 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple = (1, 1, 1)) -> None:
         """Build the block; the shortcut is the identity where shape and channels stay."""
         super().__init__()
-        self.first = nn.Sequential(conv_norm(in_channels, out_channels, kernel, stride, bias=True), activation())
-        self.second = conv_norm(out_channels, out_channels, kernel, (1, 1, 1), bias=True)
+        self.first = ConvNormActivation(in_channels, out_channels, kernel, stride)
+        self.second = ConvNorm(out_channels, out_channels, kernel, (1, 1, 1), bias=True)
         shortcut: list[nn.Module] = []
         if stride != (1, 1, 1):
             shortcut.append(nn.AvgPool3d(stride, stride))
         if in_channels != out_channels:
-            shortcut.append(conv_norm(in_channels, out_channels, (1, 1, 1), (1, 1, 1), bias=False))
+            shortcut.append(ConvNorm(in_channels, out_channels, (1, 1, 1), (1, 1, 1), bias=False))
         self.shortcut = nn.Sequential(*shortcut)
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, Z, Y, X) -> (B, C', Z', Y', X')."""
-        y: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
+        y: Tensor = self.second(self.first(x), self.shortcut(x), self.activation)
         return y
 
 
@@ -75,12 +60,8 @@ def plain_blocks(
     in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, blocks: int
 ) -> nn.Sequential:
     """Convolution, norm and activation, `blocks` times; the first takes the stride and the change of channels."""
-    first = nn.Sequential(conv_norm(in_channels, out_channels, kernel, stride, bias=True), activation())
-    rest = [
-        nn.Sequential(conv_norm(out_channels, out_channels, kernel, (1, 1, 1), bias=True), activation())
-        for _ in range(blocks - 1)
-    ]
-    return nn.Sequential(first, *rest)
+    rest = [ConvNormActivation(out_channels, out_channels, kernel) for _ in range(blocks - 1)]
+    return nn.Sequential(ConvNormActivation(in_channels, out_channels, kernel, stride), *rest)
 
 
 class PlainEncoder(nn.Module):
@@ -111,9 +92,7 @@ class ResidualEncoder(nn.Module):
         """Build one stage per entry of `stages`."""
         super().__init__()
         first = stages[0]
-        self.stem = nn.Sequential(
-            conv_norm(in_channels, first.features, first.kernel, (1, 1, 1), bias=True), activation()
-        )
+        self.stem = ConvNormActivation(in_channels, first.features, first.kernel)
         inputs = [first.features, *(stage.features for stage in stages[:-1])]
         self.stages = nn.ModuleList(
             residual_blocks(channels, stage.features, stage.kernel, stage.stride, stage.blocks)

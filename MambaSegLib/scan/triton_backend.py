@@ -27,6 +27,11 @@ MOST_TOKENS = 2**31 - 2**14
 
 def why_unavailable(device: str, needs_gradient: bool) -> str | None:
     """Say why the kernels cannot run on `device`; None if they can."""
+    return why_no_triton(device) or _probe_failure(str(device), needs_gradient)
+
+
+def why_no_triton(device: str) -> str | None:
+    """Say why no kernel in Triton can run on `device`; None if nothing is known to be in the way."""
     if torch.device(device).type != "cuda":
         return f"its kernels need an NVIDIA GPU, and the tensors are on {device}"
     if not torch.cuda.is_available():
@@ -40,7 +45,7 @@ def why_unavailable(device: str, needs_gradient: bool) -> str | None:
         import triton  # noqa: F401
     except Exception as error:  # noqa: BLE001 - a mismatched build raises whatever it likes; the person gets its words
         return f"triton cannot be imported ({type(error).__name__}: {error}); pip install triton, on Windows triton-windows"
-    return _probe_failure(str(device), needs_gradient)
+    return None
 
 
 @lru_cache(maxsize=16)

@@ -387,6 +387,25 @@ def test_gradients_stay_as_they_were_for_the_caller_between_slabs():
     assert not torch.is_inference_mode_enabled()
 
 
+class Asking(ConvNetwork):
+    """Notes whether cuDNN would measure its algorithms."""
+
+    def forward(self, image):
+        self.measures = torch.backends.cudnn.benchmark
+        return super().forward(image)
+
+
+def test_only_while_a_network_computes_cudnn_measures_its_algorithms(monkeypatch):
+    network = Asking()
+    ensemble = Ensemble((network,), exclusive_classes(3), (8, 8, 8))
+    next(predict_probabilities(ensemble, noise((2, 30, 8, 8)), cpu_ladder()))
+    assert network.measures
+    assert not torch.backends.cudnn.benchmark
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    next(predict_probabilities(ensemble, noise((2, 30, 8, 8)), cpu_ladder()))
+    assert not network.measures
+
+
 class FakeClock:
     def __init__(self):
         self.now = 1000.0

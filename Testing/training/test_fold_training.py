@@ -150,6 +150,7 @@ def test_training_leaves_pytorchs_settings_as_they_were(job):
     assert not torch.are_deterministic_algorithms_enabled()
     train_fold(_stopped_after(job, 1))
     assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_a_damaged_checkpoint_is_named(job):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from MambaSegLib.devices import measured_convolutions
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network, set_recompute, set_scan_backend
 from MambaSegLib.plan import Plan
@@ -109,7 +110,7 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
         DivergedError: If loss, gradient or weights stop being numbers more often than the recipe recovers from.
         EnvironmentProblemError: If this CPU computes wrong gradients in bfloat16, see `precision_check`.
     """
-    with deterministic_algorithms(job.recipe.deterministic):
+    with deterministic_algorithms(job.recipe.deterministic), measured_convolutions():
         return _train_fold(job, on_progress)
 
 

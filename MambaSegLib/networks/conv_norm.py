@@ -1,0 +1,71 @@
+"""Convolution, instance normalization, residual and activation, fused on a GPU as far as `fused_norm` goes.
+
+The modules are the plain ones in a row, so weights have the names they have in `nn.Sequential`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from MambaSegLib.networks import fused_norm
+
+if TYPE_CHECKING:
+    from MambaSegLib.plan import IntTriple
+
+NEGATIVE_SLOPE = 0.01
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution that keeps the size (but for its stride), then instance normalization."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple, bias: bool) -> None:
+        """Build both; `bias` is the convolution's, the norm has weight and bias."""
+        padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2)
+        super().__init__(
+            nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias),
+            nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True),
+        )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, activation: nn.LeakyReLU | None = None) -> Tensor:
+        """(B, C, Z, Y, X) -> activation(norm(convolution(x)) + residual), (B, C', Z', Y', X')."""
+        convolution, norm = cast("tuple[nn.Conv3d, nn.InstanceNorm3d]", tuple(self))
+        fused = fused_norm.is_available(x.device)
+        y: Tensor = _without_bias(convolution, x) if fused and not torch.is_grad_enabled() else convolution(x)
+        if fused and fused_norm.can_read(y, norm):
+            slope = 1.0 if activation is None else activation.negative_slope
+            return fused_norm.norm_activation(y, norm, residual, slope, in_place=not torch.is_grad_enabled())
+        y = norm(y)
+        if residual is not None:
+            y = y + residual
+        if activation is not None:
+            y = activation(y)
+        return y
+
+
+def _without_bias(convolution: nn.Conv3d, x: Tensor) -> Tensor:
+    """What a norm sees of a convolution: it subtracts the mean, so adding the bias is a pass over the map for nothing."""
+    padding = cast("IntTriple", convolution.padding)
+    return functional.conv3d(x, convolution.weight, None, convolution.stride, padding)
+
+
+class ConvNormActivation(nn.Sequential):
+    """`ConvNorm`, then LeakyReLU as nnU-Net uses it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: IntTriple, stride: IntTriple = (1, 1, 1)) -> None:
+        """Build it with a bias in the convolution."""
+        super().__init__(ConvNorm(in_channels, out_channels, kernel, stride, bias=True), activation())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> (B, C', Z', Y', X')."""
+        normalized, activated = self
+        y: Tensor = normalized(x, activation=activated)
+        return y
+
+
+def activation() -> nn.LeakyReLU:
+    """LeakyReLU as nnU-Net uses it."""
+    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)

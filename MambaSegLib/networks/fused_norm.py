@@ -1,0 +1,99 @@
+"""Instance normalization, the sum with a residual and LeakyReLU as one step on NVIDIA GPUs; PyTorch needs several passes.
+
+The result is that of `nn.InstanceNorm3d`, `+` and `nn.LeakyReLU` to rounding: statistics and intermediate results are float32,
+whatever the maps are. Equal inputs give equal results to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from MambaSegLib.scan.triton_backend import why_no_triton
+
+if TYPE_CHECKING:
+    from MambaSegLib.networks.norm_launch import Affine
+
+log = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = 1e-4
+"""A right kernel in float32 differs from PyTorch by about 1e-6."""
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_VOXELS = 2**31 - 2**14
+"""Voxels are counted in 32 bits, beyond the end of the last block; offsets in 64."""
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether the kernels run on a device."""
+    return device.type == "cuda" and why_unavailable(str(device)) is None
+
+
+def can_read(x: Tensor, norm: nn.InstanceNorm3d) -> bool:
+    """Whether `norm_activation` takes a map, wherever it is; what PyTorch refuses, such as a single voxel, is left to its message."""
+    if x.dtype not in TYPES or not norm.affine or norm.track_running_stats or _needs_gradient(x, norm):
+        return False
+    if x.ndim != 5 or x.shape[1] != norm.num_features or not 1 < x[0, 0].numel() <= MOST_VOXELS:
+        return False
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _needs_gradient(x: Tensor, norm: nn.InstanceNorm3d) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad)
+
+
+def norm_activation(
+    x: Tensor, norm: nn.InstanceNorm3d, residual: Tensor | None = None, slope: float = 1.0, in_place: bool = False
+) -> Tensor:
+    """LeakyReLU(norm(x) + residual).
+
+    Args:
+        x: (B, C, Z, Y, X), for which `can_read` is true.
+        norm: Its parameters count, not its method.
+        residual: Of the same shape.
+        slope: Of LeakyReLU; 1 for none.
+        in_place: `x` is not needed any more and may be overwritten.
+    """
+    from MambaSegLib.networks.norm_launch import Affine
+
+    return _forward(x, residual, Affine(norm.weight, norm.bias, norm.eps, slope), in_place)
+
+
+def _forward(x: Tensor, residual: Tensor | None, affine: Affine, in_place: bool) -> Tensor:
+    from MambaSegLib.networks.norm_launch import run_forward
+
+    kind = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    out = x if in_place and kind == x.dtype else torch.empty_like(x, dtype=kind)
+    run_forward(x, None if residual is None else _lying_as(x, residual), affine, out, keep=False)
+    return out
+
+
+def _lying_as(x: Tensor, other: Tensor) -> Tensor:
+    """A map in the memory format of x: itself if it has that."""
+    return other.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last_3d)
+
+
+@lru_cache(maxsize=16)
+def why_unavailable(device: str) -> str | None:
+    """Say why the kernels cannot run on `device`; None if they can. Asked once: a tiny map is compared with PyTorch."""
+    reason = why_no_triton(device) or _probe_failure(device)
+    if reason is not None:
+        log.info("Instance normalization is PyTorch's: %s", reason)
+    return reason
+
+
+def _probe_failure(device: str) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn((1, 3, 2, 3, 5), generator=generator).to(device) for _ in range(2))
+    try:
+        with torch.no_grad():
+            norm = nn.InstanceNorm3d(3, affine=True, device=device)
+            found = norm_activation(x, norm, residual, 0.1)
+            difference = float((found - functional.leaky_relu(norm(x) + residual, 0.1)).abs().max())
+    except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
+        return f"a tiny map failed on {device} ({type(error).__name__}: {error})"
+    return None if difference < PROBE_TOLERANCE else f"a tiny map on {device} is off by {difference:.2g}"
