@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from MambaSegLib import scan
+from MambaSegLib import machine, scan
 from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle
-from MambaSegLib.commands import backend_check, machine
+from MambaSegLib.commands import backend_check
 from MambaSegLib.commands.backend_check import check_backends
 from MambaSegLib.commands.estimate import estimate
 from MambaSegLib.predictor import Predictor
