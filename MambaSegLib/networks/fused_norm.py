@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from MambaSegLib.scan.triton_backend import why_no_triton
 
 if TYPE_CHECKING:
-    from MambaSegLib.networks.norm_launch import Affine
+    from MambaSegLib.networks.norm_launch import Affine, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,11 @@ def is_available(device: torch.device) -> bool:
 
 def can_read(x: Tensor, norm: nn.InstanceNorm3d) -> bool:
     """Whether `norm_activation` takes a map, wherever it is; what PyTorch refuses, such as a single voxel, is left to its message."""
-    if x.dtype not in TYPES or not norm.affine or norm.track_running_stats or _needs_gradient(x, norm):
+    if x.dtype not in TYPES or not norm.affine or norm.track_running_stats:
         return False
     if x.ndim != 5 or x.shape[1] != norm.num_features or not 1 < x[0, 0].numel() <= MOST_VOXELS:
         return False
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)
-
-
-def _needs_gradient(x: Tensor, norm: nn.InstanceNorm3d) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad)
 
 
 def norm_activation(
@@ -56,20 +53,56 @@ def norm_activation(
         norm: Its parameters count, not its method.
         residual: Of the same shape.
         slope: Of LeakyReLU; 1 for none.
-        in_place: `x` is not needed any more and may be overwritten.
+        in_place: `x` is not needed any more and may be overwritten; it is not where gradients are recorded.
     """
     from MambaSegLib.networks.norm_launch import Affine
 
-    return _forward(x, residual, Affine(norm.weight, norm.bias, norm.eps, slope), in_place)
+    if torch.is_grad_enabled():
+        result: Tensor = _NormActivation.apply(x, residual, norm.weight, norm.bias, norm.eps, slope)  # type: ignore[no-untyped-call]
+        return result
+    out, _ = _forward(x, residual, Affine(norm.weight, norm.bias, norm.eps, slope), in_place, keep=False)
+    return out
 
 
-def _forward(x: Tensor, residual: Tensor | None, affine: Affine, in_place: bool) -> Tensor:
+class _NormActivation(torch.autograd.Function):
+    """See `norm_activation`. Kept are x, which the convolution made, and the result only if the next layer keeps it anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, slope: float
+    ) -> Tensor:
+        from MambaSegLib.networks.norm_launch import Affine
+
+        out, statistics = _forward(x, residual, Affine(weight, bias, eps, slope), in_place=False, keep=True)
+        assert statistics is not None, "they were to be kept"
+        ctx.scalars = eps, slope
+        ctx.residual_type = None if residual is None else residual.dtype
+        masked = out if residual is not None and slope != 1 else None
+        ctx.save_for_backward(x, masked, weight, bias, *statistics)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        from MambaSegLib.networks.norm_launch import Affine, Statistics, run_backward
+
+        x, out, weight, bias, mean, rstd = ctx.saved_tensors
+        dout = _lying_as(x, dout)
+        affine = Affine(weight, bias, *ctx.scalars)
+        dx, dresidual, dweight, dbias = run_backward(x, dout, out, Statistics(mean, rstd), affine)
+        if ctx.residual_type is not None:
+            dresidual = (dout if dresidual is None else dresidual).to(ctx.residual_type)
+        return dx, dresidual, dweight.to(weight.dtype), dbias.to(bias.dtype), None, None
+
+
+def _forward(
+    x: Tensor, residual: Tensor | None, affine: Affine, in_place: bool, keep: bool
+) -> tuple[Tensor, Statistics | None]:
     from MambaSegLib.networks.norm_launch import run_forward
 
     kind = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     out = x if in_place and kind == x.dtype else torch.empty_like(x, dtype=kind)
-    run_forward(x, None if residual is None else _lying_as(x, residual), affine, out, keep=False)
-    return out
+    return out, run_forward(x, None if residual is None else _lying_as(x, residual), affine, out, keep)
 
 
 def _lying_as(x: Tensor, other: Tensor) -> Tensor:
@@ -87,13 +120,20 @@ def why_unavailable(device: str) -> str | None:
 
 
 def _probe_failure(device: str) -> str | None:
-    generator = torch.Generator().manual_seed(0)
-    x, residual = (torch.randn((1, 3, 2, 3, 5), generator=generator).to(device) for _ in range(2))
     try:
-        with torch.no_grad():
-            norm = nn.InstanceNorm3d(3, affine=True, device=device)
-            found = norm_activation(x, norm, residual, 0.1)
-            difference = float((found - functional.leaky_relu(norm(x) + residual, 0.1)).abs().max())
+        with torch.inference_mode(False), torch.enable_grad():
+            found, wanted = _probe(device, fused=True), _probe(device, fused=False)
+        difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
     except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
         return f"a tiny map failed on {device} ({type(error).__name__}: {error})"
     return None if difference < PROBE_TOLERANCE else f"a tiny map on {device} is off by {difference:.2g}"
+
+
+def _probe(device: str, fused: bool) -> list[Tensor]:
+    """A tiny map's result and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual, outer = (torch.randn((1, 3, 2, 3, 5), generator=generator).to(device) for _ in range(3))
+    norm = nn.InstanceNorm3d(3, affine=True, device=device)
+    leaves = [x.requires_grad_(), residual.requires_grad_(), norm.weight, norm.bias]
+    y = norm_activation(x, norm, residual, 0.1) if fused else functional.leaky_relu(norm(x) + residual, 0.1)
+    return [y.detach(), *torch.autograd.grad(y, leaves, outer)]

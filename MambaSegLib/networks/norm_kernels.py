@@ -196,3 +196,151 @@ def normalize(
     scale, shift = _affine(weight, bias, slot, is_row, channels)
     scale *= tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
     _write(out, centered, scale, shift, residual, slope, offset, inside, ACTIVATE)
+
+
+@kernel
+def _gradient(dout, out, centered, scale, shift, slope, offset, inside, ACTIVATE: tl.constexpr):
+    """Gradient before the activation: LeakyReLU kept the sign, which is read from `out` or, without one, computed again."""
+    gradient = tl.load(dout + offset, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATE:
+        if out is not None:
+            signed = tl.load(out + offset, mask=inside, other=0.0).to(tl.float32)
+        else:
+            signed = centered * scale + shift
+        gradient = tl.where(signed > 0, gradient, gradient * slope)
+    return gradient
+
+
+@kernel
+def gradients_whole(
+    x,
+    dout,
+    out,
+    mean,
+    rstd,
+    weight,
+    bias,
+    dx,
+    dresidual,
+    sums,
+    products,
+    rows,
+    voxels,
+    channels,
+    slope,
+    ROWS: tl.constexpr,
+    VOXELS: tl.constexpr,
+    LAST: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+):
+    """All gradients at once, for rows that fit into registers; sums as in `gradient_sums`. Grid: (1, blocks of rows, outer)."""
+    offset, inside, slot, is_row = _block(0, rows, voxels, ROWS, VOXELS, LAST)
+    values = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    centered = values - tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
+    spread = tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    scale, shift = _affine(weight, bias, slot, is_row, channels)
+    gradient = _gradient(dout, out, centered, spread * scale, shift, slope, offset, inside, ACTIVATE)
+    normal = centered * spread
+    total, product = tl.sum(gradient, 1), tl.sum(tl.where(inside, gradient * normal, 0.0), 1)
+    tl.store(sums + slot, total, mask=is_row)
+    tl.store(products + slot, product, mask=is_row)
+    if dresidual is not None:
+        tl.store(dresidual + offset, gradient.to(dresidual.dtype.element_ty), mask=inside)
+    count = voxels.to(tl.float32)
+    through = gradient - (total / count)[:, None] - normal * (product / count)[:, None]
+    tl.store(dx + offset, (through * (spread * scale)).to(dx.dtype.element_ty), mask=inside)
+
+
+@kernel
+def gradient_sums(
+    x,
+    dout,
+    out,
+    mean,
+    rstd,
+    weight,
+    bias,
+    dresidual,
+    sums,
+    products,
+    rows,
+    voxels,
+    channels,
+    slope,
+    tiles,
+    slots,
+    ROWS: tl.constexpr,
+    VOXELS: tl.constexpr,
+    LAST: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+):
+    """Sums of a piece of each row, (pieces, slots): of the gradient before the activation, and of it times the normalized map.
+
+    That gradient is the residual's, and is written if there is one.
+    """
+    part = tl.program_id(0)
+    offset, inside, slot, is_row = _block(0, rows, voxels, ROWS, VOXELS, LAST)
+    average = tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
+    spread = tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    scale, shift = _affine(weight, bias, slot, is_row, channels)
+    total, product = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for tile in range(part * tiles, tl.minimum((part + 1) * tiles, tl.cdiv(voxels, VOXELS))):
+        offset, inside, slot, is_row = _block(tile * VOXELS, rows, voxels, ROWS, VOXELS, LAST)
+        centered = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32) - average
+        gradient = _gradient(dout, out, centered, spread * scale, shift, slope, offset, inside, ACTIVATE)
+        if dresidual is not None:
+            tl.store(dresidual + offset, gradient.to(dresidual.dtype.element_ty), mask=inside)
+        total += tl.sum(gradient, 1)
+        product += tl.sum(tl.where(inside, gradient * centered * spread, 0.0), 1)
+    place = part.to(tl.int64) * slots + slot
+    tl.store(sums + place, total, mask=is_row)
+    tl.store(products + place, product, mask=is_row)
+
+
+@kernel
+def join_sums(part_sums, part_products, sums, products, parts, slots, SLOTS: tl.constexpr, PARTS: tl.constexpr):
+    """Sums of whole rows from those of their pieces. Grid: (blocks of slots,)."""
+    slot, part = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS), tl.arange(0, PARTS)
+    is_slot = slot < slots
+    total, product = tl.zeros((SLOTS,), tl.float32), tl.zeros((SLOTS,), tl.float32)
+    for first in range(0, parts, PARTS):
+        inside = (first + part < parts)[:, None] & is_slot[None, :]
+        place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
+        total += tl.sum(tl.load(part_sums + place, mask=inside, other=0.0), 0)
+        product += tl.sum(tl.load(part_products + place, mask=inside, other=0.0), 0)
+    tl.store(sums + slot, total, mask=is_slot)
+    tl.store(products + slot, product, mask=is_slot)
+
+
+@kernel
+def gradients(
+    x,
+    dout,
+    mean,
+    rstd,
+    weight,
+    bias,
+    dx,
+    sums,
+    products,
+    rows,
+    voxels,
+    channels,
+    slope,
+    ROWS: tl.constexpr,
+    VOXELS: tl.constexpr,
+    LAST: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+):
+    """Gradient of x. With a residual, `dout` is the gradient `gradient_sums` wrote, and ACTIVATE false."""
+    offset, inside, slot, is_row = _block(tl.program_id(0) * VOXELS, rows, voxels, ROWS, VOXELS, LAST)
+    centered = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    centered -= tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
+    spread = tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    scale, shift = _affine(weight, bias, slot, is_row, channels)
+    gradient = _gradient(dout, None, centered, spread * scale, shift, slope, offset, inside, ACTIVATE)
+    count = voxels.to(tl.float32)
+    average = tl.load(sums + slot, mask=is_row, other=0.0)[:, None] / count
+    slant = tl.load(products + slot, mask=is_row, other=0.0)[:, None] / count
+    through = gradient - average - centered * spread * slant
+    tl.store(dx + offset, (through * (spread * scale)).to(dx.dtype.element_ty), mask=inside)

@@ -123,3 +123,46 @@ def _statistics(x: Tensor, layout: Layout, eps: float) -> Statistics:
         *parts, *found, layout.voxels, layout.parts, layout.per_part, layout.slots, eps, **JOIN
     )
     return found
+
+
+def run_backward(
+    x: Tensor, dout: Tensor, out: Tensor | None, statistics: Statistics, affine: Affine
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of x, the residual, weight and bias.
+
+    Args:
+        x: What was normalized.
+        dout: Gradient of the result; lies in memory as x does.
+        out: The result if there was a residual before the activation, lying as x does; else None.
+        statistics: From `run_forward`.
+        affine: As there.
+
+    Returns:
+        Gradients in the types of x, of `dout`, and float32; None for a residual without activation, whose gradient is `dout`.
+    """
+    layout = Layout(x)
+    sizes = (layout.rows, layout.voxels, layout.channels)
+    options = layout.constants | {"ACTIVATE": affine.slope != 1}
+    dx, dresidual = torch.empty_like(x), None if out is None else torch.empty_like(dout)
+    sums = [layout.room(x, layout.slots) for _ in range(2)]
+    read = (*statistics, affine.weight, affine.bias)
+    with on_device_of(x):
+        if layout.whole:
+            norm_kernels.gradients_whole[layout.grid(1)](
+                x, dout, out, *read, dx, dresidual, *sums, *sizes, affine.slope, **options
+            )
+        else:
+            parts = [layout.room(x, layout.parts, layout.slots) for _ in range(2)]
+            norm_kernels.gradient_sums[layout.grid(layout.parts)](
+                x, dout, out, *read, dresidual, *parts, *sizes, affine.slope, layout.tiles, layout.slots, **options
+            )
+            norm_kernels.join_sums[(triton.cdiv(layout.slots, JOIN["SLOTS"]),)](
+                *parts, *sums, layout.parts, layout.slots, **JOIN
+            )
+            if dresidual is not None:
+                options["ACTIVATE"] = False
+            norm_kernels.gradients[layout.grid(layout.all_tiles)](
+                x, dout if dresidual is None else dresidual, *read, dx, *sums, *sizes, affine.slope, **options
+            )
+    dbias, dweight = (t.view(-1, layout.channels).sum(0) for t in sums)
+    return dx, dresidual, dweight, dbias

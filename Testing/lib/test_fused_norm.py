@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
 # Rounding of float32 to 6e-8, once in the sums and once in the result.
 FORWARD_TOLERANCE = 1e-6
+# Gradients are differences of sums that cancel in part.
+GRADIENT_TOLERANCE = 1e-5
 SHAPES = {
     "odd": (1, 3, 3, 5, 7),
-    "even, two entries": (2, 4, 4, 4, 8),
+    "even, two entries": (2, 4, 2, 4, 8),
     "one channel": (2, 1, 3, 3, 3),
     "more channels than a block": (1, 9, 2, 3, 3),
+    "few voxels": (2, 3, 1, 2, 3),
     "two voxels": (2, 3, 1, 1, 2),
 }
 
@@ -112,6 +115,64 @@ def test_half_types_are_rounded_once_at_the_end(kind):
     assert fused_norm.norm_activation(x, norm, residual.float(), 0.01).dtype == torch.float32
 
 
+def with_gradients(
+    x: Tensor, residual: Tensor | None, norm: nn.InstanceNorm3d, slope: float, fused: bool
+) -> dict[str, Tensor]:
+    """Result and every gradient; not fused, in float64."""
+    tensors = {"x": x, "residual": residual, "weight": norm.weight, "bias": norm.bias}
+    leaves = {
+        name: (t if fused else t.double()).detach().requires_grad_() for name, t in tensors.items() if t is not None
+    }
+    own = nn.InstanceNorm3d(x.shape[1], norm.eps, affine=True)
+    own.weight, own.bias = (nn.Parameter(leaves[name].detach()) for name in ("weight", "bias"))
+    leaves |= {"weight": own.weight, "bias": own.bias}
+    made = fused_norm.norm_activation if fused else wanted
+    y = made(leaves["x"], own, leaves.get("residual"), slope)
+    outer = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    y.backward(outer.to(y.dtype))
+    return {"result": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    "name", sorted(SHAPES.keys() - {"two voxels"})
+)  # always 1 and -1: the gradient is 0 but for rounding
+def test_all_gradients_are_those_of_pytorch(name, layout):
+    x, residual = (random_map(SHAPES[name], layout, seed) for seed in range(2))
+    norm = norm_of(x.shape[1])
+    for extra, slope in ((None, 1.0), (None, 0.01), (residual, 1.0), (residual, 0.01)):
+        found, reference = (with_gradients(x, extra, norm, slope, fused) for fused in (True, False))
+        assert found.keys() == reference.keys()
+        for key, value in reference.items():
+            assert relative_error(found[key], value) <= GRADIENT_TOLERANCE, (key, extra is None, slope)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_gradients_of_half_types_come_back_in_kind():
+    x, residual = (random_map((2, 3, 3, 4, 5), "contiguous", seed).bfloat16() for seed in range(2))
+    for extra in (residual, residual.float()):
+        found, reference = (with_gradients(x, extra, norm_of(3), 0.01, fused) for fused in (True, False))
+        assert (found["x"].dtype, found["residual"].dtype) == (torch.bfloat16, extra.dtype)
+        assert found["weight"].dtype == torch.float32
+        for key, value in reference.items():
+            assert relative_error(found[key], value) <= 2**-7, key  # 8 bits, which the interpreter cuts off
+
+
+@pytest.mark.usefixtures("_fused_on_cpu")
+def test_training_keeps_nothing_but_what_convolutions_made_and_the_block_returned():
+    block, kept = ResidualBlock(4, 4, (3, 3, 3)), {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        block(torch.ones(1, 4, 4, 4, 4))
+    # The input; after the first convolution, its norm and the second convolution; the result.
+    assert sum(count == 256 for count in kept.values()) == 5
+
+
 @pytest.mark.usefixtures("_blocks")
 @torch.no_grad()
 def test_in_place_the_map_is_overwritten_and_nothing_around_it():
@@ -146,7 +207,8 @@ def test_a_single_voxel_is_refused_as_by_pytorch():
 def test_it_says_why_it_cannot_run_here_and_its_probe_agrees_with_pytorch(monkeypatch):
     assert "need an NVIDIA GPU" in fused_norm.why_unavailable("cpu")
     assert fused_norm._probe_failure("cpu") is None
-    monkeypatch.setattr(norm_launch, "run_forward", lambda x, residual, affine, out, keep: out.zero_())
+    real = norm_launch.run_backward
+    monkeypatch.setattr(norm_launch, "run_backward", lambda *arguments: [t * 2 for t in real(*arguments)])
     assert "is off by" in fused_norm._probe_failure("cpu")
 
 
@@ -173,6 +235,22 @@ def test_blocks_compute_the_same_fused(name, monkeypatch):
     image = x.clone()
     assert relative_error(block(x), plain) <= 3 * FORWARD_TOLERANCE
     assert torch.equal(x, image)
+
+
+def test_blocks_learn_the_same_fused(monkeypatch):
+    block, x = blocks_to_compare()["strided"], random_map((2, 4, 4, 6, 6), "contiguous")
+    plain = gradients_of(block, x)
+    monkeypatch.setattr(fused_norm, "is_available", lambda device: True)
+    for name, gradient in gradients_of(block, x).items():
+        if name.endswith("0.bias"):
+            continue  # zero but for rounding: the norm takes the bias away
+        assert relative_error(gradient, plain[name]) <= 3 * GRADIENT_TOLERANCE, name
+
+
+def gradients_of(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    block.zero_grad()
+    block(x).square().sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in block.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["nnunet", "nnunet_resenc", "umamba_bot", "mamba_unet_multidirectional"])
