@@ -162,16 +162,16 @@ class Convolution:
 
         Args:
             module: The convolution.
-            inputs: Channels of each of its one or two inputs, which are read as if concatenated.
+            inputs: Channels of each of its one or two inputs, which are read as if concatenated; none for an image,
+                whose channels are not padded.
         """
         self.channels = module.out_channels
         kernel, stride, padding = (tuple(map(int, t)) for t in (module.kernel_size, module.stride, module.padding))
         self._kernel, self._stride, self._padding = kernel, stride, padding
         weights = module.weight.detach().double().numpy()
-        self._from_image = sum(inputs) < LANES
-        if not self._from_image:
+        if inputs:
             weights = _with_padded_inputs(weights, inputs)
-        self._winograd = kernel[2] == 3 and stride[1:] == (1, 1) and padding[2] == 1 and not self._from_image
+        self._winograd = kernel[2] == 3 and stride[1:] == (1, 1) and padding[2] == 1 and bool(inputs)
         self._depth, self._panels = _packed(weights, self._winograd)
         bias = np.zeros(self.channels) if module.bias is None else module.bias.detach().numpy()
         self._bias = padded_vector(bias)
@@ -185,7 +185,7 @@ class Convolution:
     def run(
         self, inputs: Sequence[FeatureMap], workspace: Workspace, threads: int, image: Array | None = None
     ) -> tuple[FeatureMap, Array]:
-        """Convolve maps, or an `image` (Z, Y, X, C) with few channels.
+        """Convolve maps, or an `image` (Z, Y, X, C) if the convolution was packed for one.
 
         Returns:
             The output before normalization, and its moments (channels, 3).

@@ -15,7 +15,6 @@ from MambaSegLib.networks.conv_norm import NEGATIVE_SLOPE
 from MambaSegLib.networks.mamba import MambaBlock, MambaLayer3d
 from MambaSegLib.networks.unet import PlainEncoder, ResidualBlock, ResidualEncoder, UNet
 from MambaSegLib.scan import resolve_backend
-from MambaSegLib.scan.vector_ir import LANES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +129,7 @@ class FusedUNet:
         encoder, decoder = network.encoder, network.decoder
         self._divisor = network.divisor
         self._stem: _ConvolutionNorm | None = None
-        inputs = (_image_channels(encoder),)
+        inputs: tuple[int, ...] = ()  # the image
         stages = cast("nn.ModuleList", encoder.stages)
         self._after = [_Between(nn.Identity()) for _ in stages]
         if isinstance(encoder, ResidualEncoder):
@@ -224,12 +223,4 @@ class _Between:
 
 def has_twin(network: nn.Module) -> bool:
     """Whether `FusedUNet` can take a network."""
-    if type(network) is not UNet or type(network.encoder) not in (PlainEncoder, ResidualEncoder):
-        return False
-    first, *others = (part.in_channels for part in network.modules() if isinstance(part, nn.Conv3d))
-    # A layer takes fewer than LANES inputs for an image, which is not padded; feature maps are.
-    return first < LANES and min(others) >= LANES
-
-
-def _image_channels(encoder: nn.Module) -> int:
-    return next(part for part in encoder.modules() if isinstance(part, nn.Conv3d)).in_channels
+    return type(network) is UNet and type(network.encoder) in (PlainEncoder, ResidualEncoder)

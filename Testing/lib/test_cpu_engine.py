@@ -52,10 +52,10 @@ def tensor_of(found):
     return nn.functional.leaky_relu(voxels, found.slope)
 
 
-def make_network(name, **options):
+def make_network(name, *, stages=STAGES, **options):
     """A network whose normalizations do not all start as 0 or 1."""
     torch.manual_seed(0)
-    plan = NetworkPlan(name, 2, 3, (8, 16, 16), STAGES, deep_supervision=False, options=options)
+    plan = NetworkPlan(name, 2, 3, (8, 16, 16), stages, deep_supervision=False, options=options)
     network = create_network(plan).eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.InstanceNorm3d):
@@ -74,6 +74,8 @@ def make_network(name, **options):
         ((32,), 48, (7, 12, 10), (3, 3, 3), (2, 2, 2)),
         ((32,), 16, (3, 9, 11), (3, 3, 3), (1, 2, 2)),
         ((17,), 5, (1, 1, 1), (3, 3, 3), (1, 1, 1)),
+        ((5,), 9, (3, 5, 7), (3, 3, 3), (1, 1, 1)),
+        ((3, 4), 9, (3, 6, 8), (3, 3, 3), (1, 2, 2)),
         ((16, 16), 14, (2, 3, 29), (1, 1, 1), (1, 1, 1)),
         ((16,), 16, (4, 5, 6), (3, 3, 1), (1, 1, 1)),
         ((16,), 16, (6, 7, 8), (5, 5, 5), (1, 1, 1)),
@@ -282,9 +284,21 @@ def test_both_engines_are_measured():
     assert all(0 < seconds < 60 for seconds in measure_engines(1).values())
 
 
-@pytest.mark.parametrize("width", [8, 12, 15])
-def test_networks_narrower_than_a_vector_are_left_to_pytorch(width):
-    stages = (StagePlan(width, (1, 1, 1), (3, 3, 3), 1), StagePlan(32, (2, 2, 2), (3, 3, 3), 1))
-    network = create_network(NetworkPlan("nnunet", 1, 3, (8, 16, 8), stages))
-    assert why_not_fused(network) is not None
-    assert prepared([network], "auto", CPU) == [network]
+@pytest.mark.parametrize("width", [3, 8, 15])
+@pytest.mark.parametrize("name", ["nnunet", "nnunet_resenc", "mamba_unet_multidirectional"])
+def test_networks_narrower_than_a_vector_give_their_own_logits(name, width):
+    """Feature maps fill a vector up, an image does not, however many channels either has."""
+    stages = (StagePlan(width, (1, 1, 1), (3, 3, 3), 1), StagePlan(width + 2, (2, 2, 2), (3, 3, 3), 1))
+    network = make_network(name, stages=stages)
+    image = torch.randn(1, 2, 4, 8, 10)
+    with torch.inference_mode():
+        assert error(FusedUNet(network, Workspace())(image), network(image)[0]) < NETWORK_TOLERANCE
+
+
+def test_an_image_may_have_more_channels_than_a_vector():
+    torch.manual_seed(0)
+    module = nn.Conv3d(19, 24, 3, padding=1).requires_grad_(False)
+    image = torch.randn(1, 19, 3, 5, 7)
+    voxels = np.ascontiguousarray(image[0].permute(1, 2, 3, 0).numpy())
+    found, _ = Convolution(module, ()).run((), Workspace(), 2, voxels)
+    assert error(tensor_of(found), module(image)) < LAYER_TOLERANCE
