@@ -24,10 +24,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from MambaSegLib.networks import norm_kernels, norm_launch
 from MambaSegLib.scan import (
     triton_backward,
     triton_convolution,
@@ -49,7 +51,9 @@ STAGES = {
 }
 """Tokens, channels, states."""
 STEPS = ("_group", "_batch", "_row")
+MAP_SIZES = ("rows", "voxels", "channels")
 HALF_ROWS = {"u", "delta", "z", "dout", "out", "du", "ddelta", "dz", "x", "dx", "headed", "mixed", "dresults"}
+HALF_ROWS |= {"residual", "dresidual"}
 """What is bfloat16 in a network (float16 on GPUs before sm_80); the rest is float32."""
 
 
@@ -98,7 +102,23 @@ def kernels(stage: str) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
     norms = (triton_norms.add_norm, triton_norms.sum_paths)
     norm_gradients = (triton_norms.add_norm_gradients, triton_norms.sum_paths_gradients)
     found += [(f, rows, narrow, 0) for f in (*norms, *norm_gradients)]
-    return found
+    return found + map_norms(channels // 2, length)
+
+
+def map_norms(channels: int, voxels: int) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
+    """Kernels of the instance normalization of a stage's map, in both layouts; those for short rows on what they take."""
+    pieces = [norm_kernels.moments, norm_kernels.normalize, norm_kernels.gradient_sums, norm_kernels.gradients]
+    whole = [norm_kernels.normalize_whole, norm_kernels.gradients_whole]
+    found = []
+    for form in (torch.contiguous_format, torch.channels_last_3d):
+        for functions, size in ((pieces, max(voxels, 16_384)), (whole, min(voxels, 864))):
+            layout = norm_launch.Layout(torch.empty((1, channels, size, 1, 1), device="meta").to(memory_format=form))
+            constants = layout.constants | {"ACTIVATE": True, "BLOCK_D": layout.constants["ROWS"]}
+            config = ScanConfig(constants["ROWS"], constants["ROWS"], constants["VOXELS"], constants["num_warps"])
+            found += [(function, constants, config, 0) for function in functions]
+    joined = {**norm_launch.JOIN, "BLOCK_D": norm_launch.JOIN["SLOTS"]}
+    config = ScanConfig(4, 4, joined["PARTS"], joined["num_warps"])
+    return found + [(f, joined, config, 0) for f in (norm_kernels.join_moments, norm_kernels.join_sums)]
 
 
 def signature(function: Any, constants: dict[str, Any], architecture: int) -> dict[str, str]:
@@ -112,11 +132,11 @@ def signature(function: Any, constants: dict[str, Any], architecture: int) -> di
             types[name] = "*i32"
         elif name in HALF_ROWS:
             types[name] = half
-        elif name in COUNTS:
+        elif name in COUNTS or name in norm_kernels.VARYING or name in MAP_SIZES:
             types[name] = "i32"
         elif name.endswith(STEPS):
             types[name] = "i32"  # as Triton's launcher passes a step that fits
-        elif name == "eps":
+        elif name in ("eps", "slope"):
             types[name] = "fp32"
         else:
             types[name] = "*fp32"
@@ -132,7 +152,7 @@ def compile_for(function: Any, constants: dict[str, Any], warps: int, architectu
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, t) in enumerate(types.items())
-        if t.startswith("*") or name.endswith(STEPS)
+        if t.startswith("*") or name.endswith(STEPS) or name in MAP_SIZES
     }
     source = ASTSource(fn=function, signature=types, constexprs=at, attrs=aligned)
     return triton.compile(
