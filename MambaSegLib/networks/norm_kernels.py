@@ -18,7 +18,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-VARYING = ("tiles", "parts", "slots", "per_part")
+VARYING = ("tiles", "pieces", "slots", "per_part")
 """Arguments whose values tell the compiler nothing; sizes of the map do: what divides by 16 is read 16 bytes at a time."""
 
 
@@ -145,23 +145,23 @@ def moments(
 
 @kernel
 def join_moments(
-    means, squares, mean, rstd, voxels, parts, per_part, slots, eps, SLOTS: tl.constexpr, PARTS: tl.constexpr
+    means, squares, mean, rstd, voxels, pieces, per_part, slots, eps, SLOTS: tl.constexpr, PARTS: tl.constexpr
 ):
     """Mean and 1 / standard deviation of whole rows, from those of their pieces. Grid: (blocks of slots,)."""
     slot, part = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS), tl.arange(0, PARTS)
     is_slot = slot < slots
     pivot = tl.load(means + slot, mask=is_slot, other=0.0)
     whole = tl.zeros((SLOTS,), tl.float32)
-    for first in range(0, parts, PARTS):
-        inside = (first + part < parts)[:, None] & is_slot[None, :]
+    for first in range(0, pieces, PARTS):
+        inside = (first + part < pieces)[:, None] & is_slot[None, :]
         place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
         here = tl.minimum(voxels - (first + part) * per_part, per_part).to(tl.float32) / voxels
         delta = tl.where(inside, tl.load(means + place, mask=inside, other=0.0) - pivot[None, :], 0.0)
         whole += tl.sum(delta * here[:, None], 0)
     whole += pivot
     total = tl.zeros((SLOTS,), tl.float32)
-    for first in range(0, parts, PARTS):
-        inside = (first + part < parts)[:, None] & is_slot[None, :]
+    for first in range(0, pieces, PARTS):
+        inside = (first + part < pieces)[:, None] & is_slot[None, :]
         place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
         here = tl.minimum(voxels - (first + part) * per_part, per_part).to(tl.float32)
         delta = tl.load(means + place, mask=inside, other=0.0) - whole[None, :]
@@ -298,13 +298,13 @@ def gradient_sums(
 
 
 @kernel
-def join_sums(part_sums, part_products, sums, products, parts, slots, SLOTS: tl.constexpr, PARTS: tl.constexpr):
+def join_sums(part_sums, part_products, sums, products, pieces, slots, SLOTS: tl.constexpr, PARTS: tl.constexpr):
     """Sums of whole rows from those of their pieces. Grid: (blocks of slots,)."""
     slot, part = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS), tl.arange(0, PARTS)
     is_slot = slot < slots
     total, product = tl.zeros((SLOTS,), tl.float32), tl.zeros((SLOTS,), tl.float32)
-    for first in range(0, parts, PARTS):
-        inside = (first + part < parts)[:, None] & is_slot[None, :]
+    for first in range(0, pieces, PARTS):
+        inside = (first + part < pieces)[:, None] & is_slot[None, :]
         place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
         total += tl.sum(tl.load(part_sums + place, mask=inside, other=0.0), 0)
         product += tl.sum(tl.load(part_products + place, mask=inside, other=0.0), 0)
