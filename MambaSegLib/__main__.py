@@ -7,7 +7,6 @@ Exit codes: 0 done, 2 bad input or usage, 3 environment (a package, a device, me
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from MambaSegLib.commands import batch, doctor, models, networks, remote, remote
 from MambaSegLib.commands.failures import guarded
 from MambaSegLib.commands.parsing import Parser
 from MambaSegLib.commands.reporting import Reporter, reporter
+from MambaSegLib.idle_threads import let_idle_threads_sleep
 
 _DESCRIPTION = """3D medical image segmentation with Mamba U-Nets.
 For research only. Not a medical device. Not for clinical use."""
@@ -34,20 +34,10 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _let_idle_threads_sleep()
+    let_idle_threads_sleep()
     # Known before the line is parsed, so that usage errors are events as well.
     with reporter(events="--events" in words, verbose="--verbose" in words) as chosen:
         return guarded(lambda: _run(words, chosen), chosen)
-
-
-def _let_idle_threads_sleep() -> None:
-    """Keep PyTorch's threads from spinning between two operations.
-
-    Where another program wants the same cores, spinning makes both several times slower. OpenMP reads this from the
-    environment alone, once, when PyTorch is imported, which is after this.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's and LLVM's OpenMP
 
 
 def _run(words: Sequence[str], chosen: Reporter) -> int:

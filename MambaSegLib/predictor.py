@@ -13,6 +13,7 @@ from MambaSegLib.cpu.choice import ENGINES
 from MambaSegLib.devices import device_name, resolve_device
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array, Box
+from MambaSegLib.idle_threads import import_torch
 from MambaSegLib.preprocessing import Preprocessed, preprocess, select_channels
 from MambaSegLib.progress import Progress, ProgressCallback
 from MambaSegLib.scan import BACKENDS
@@ -105,6 +106,8 @@ class Predictor:
         speeds: Path | None = None,
     ) -> None:
         """Load the networks.
+
+        If this is what imports PyTorch, idle threads of it will sleep; see `idle_threads.import_torch`.
 
         Args:
             bundle: The model.
@@ -331,13 +334,12 @@ def _check(scan: str, folds: Sequence[int] | None, overlap: float, tile_batch: i
 
 def _require_torch() -> None:
     try:
-        import torch
+        import_torch()
     except ImportError as error:
         msg = (
             f"Segmenting needs PyTorch ({error}). Install it: pip install torch, or in 3D Slicer the PyTorch extension."
         )
         raise EnvironmentProblemError(msg) from None
-    del torch
 
 
 def _load(
