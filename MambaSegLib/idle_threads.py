@@ -31,7 +31,7 @@ def import_torch() -> None:
     Raises:
         ImportError: If there is no PyTorch.
     """
-    if "torch" in sys.modules:
+    if sys.modules.get("torch") is not None:
         return
     missing = [name for name in SETTINGS if name not in os.environ]
     let_idle_threads_sleep()

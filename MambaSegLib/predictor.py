@@ -231,10 +231,12 @@ class Predictor:
         disagreement: bool,
         clock: Clock,
     ) -> Iterator[Slab]:
+        from MambaSegLib.body_crop import box_to_predict, surrounded
         from MambaSegLib.sliding_window import count_tiles, predict_probabilities
 
-        ensemble, image = self.ensemble, preprocessed.array
-        total = count_tiles(image.shape[1:], ensemble.patch_size, self._overlap)
+        ensemble, image, overlap = self.ensemble, preprocessed.array, self._overlap
+        box, air = box_to_predict(ensemble, image, self.bundle.manifest.plan, ladder, overlap, disagreement)
+        total = count_tiles(box.shape, ensemble.patch_size, overlap)
         estimate = TimeEstimate(total, clock, self._remembered_tile_s())
         report(Progress("Predicting", 0, total, estimate.seconds_expected()))
 
@@ -243,9 +245,11 @@ class Predictor:
             if done == all_:
                 self._remember_tile_s(estimate.step_s())
 
-        return predict_probabilities(
-            ensemble, image, ladder, overlap=self._overlap, disagreement=disagreement, on_tile=on_tile
+        part = image[(slice(None), *box.slices)]
+        slabs = predict_probabilities(
+            ensemble, part, ladder, overlap=overlap, disagreement=disagreement, on_tile=on_tile
         )
+        yield from slabs if air is None else surrounded(slabs, box, image.shape[1:], air)
 
     def _speed_key(self) -> str:
         import torch

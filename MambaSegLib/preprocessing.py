@@ -6,6 +6,7 @@ region -> normalize each channel -> resample to the plan's spacing. Oblique volu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -165,11 +166,19 @@ def nonzero_box(array: Array) -> Box:
     Args:
         array: (C, Z, Y, X).
     """
-    shape = array.shape[1:]
+    return bounding_box(array.shape[1:], lambda index: (array[:, index] != 0).any(axis=0))
+
+
+def bounding_box(shape: IntTriple, used_in_slice: Callable[[int], Array]) -> Box:
+    """Bounding box of the voxels in use; the whole grid if there is none.
+
+    Args:
+        shape: Of the grid.
+        used_in_slice: (Y, X) mask of a slice. One at a time, so that no mask of the whole volume is needed.
+    """
     used = [np.zeros(n, dtype=bool) for n in shape]
     for index in range(shape[0]):
-        # One slice at a time, so that no mask of the whole volume is needed.
-        mask = (array[:, index] != 0).any(axis=0)
+        mask = used_in_slice(index)
         used[0][index] = mask.any()
         used[1] |= mask.any(axis=1)
         used[2] |= mask.any(axis=0)

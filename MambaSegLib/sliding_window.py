@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations, product
 from math import ceil
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from MambaSegLib.blank_tiles import BlankTile, split_by_blankness
 from MambaSegLib.cuda_graphs import GraphRunner
 from MambaSegLib.devices import measured_convolutions
 from MambaSegLib.errors import EnvironmentProblemError, InputError
@@ -202,7 +203,7 @@ def predict_probabilities(
     corners = list(product(columns, files))
     open_slices = ladder.on_accumulator(lambda device: _OpenSlices(ensemble, padded.shape[2:], disagreement, device))
     total, done = len(rows) * len(corners), 0
-    blank = _BlankTile()
+    blank = BlankTile()
     for row, following in zip(rows, [*rows[1:], padded.shape[1]], strict=True):
         for tiles in _row_of_tiles(ensemble, padded, row, corners, ladder, blank, disagreement):
             open_slices.to(ladder.placement.accumulator)
@@ -232,7 +233,7 @@ class _OpenSlices:
             self.weights = self.weights.to(device)
             self.entropies = None if self.entropies is None else self.entropies.to(device)
 
-    def add(self, tiles: _WeightedTiles) -> None:
+    def add(self, tiles: WeightedTiles) -> None:
         """Add tiles to the open slices; takes no further memory on their device."""
         for k, (y, x) in enumerate(tiles.corners):
             part = (slice(None), slice(y, y + self.patch[1]), slice(x, x + self.patch[2]))
@@ -263,7 +264,7 @@ class _OpenSlices:
 
 
 @dataclass(frozen=True)
-class _WeightedTiles:
+class WeightedTiles:
     """A batch of tiles' results times the importance map, where the sums are.
 
     Attributes:
@@ -275,45 +276,6 @@ class _WeightedTiles:
     corners: Sequence[tuple[int, int]]
     probabilities: Tensor
     entropies: Tensor | None
-
-
-class _BlankTile:
-    """The result of a tile that is the same value all over, for the next one that is the same image.
-
-    Such are air below a CT's window, and padding. No other tile is left out.
-    """
-
-    def __init__(self) -> None:
-        self._known: tuple[tuple[float, ...], Placement, _WeightedTiles] | None = None
-
-    def result_for(
-        self, tiles: Tensor, corners: Sequence[tuple[int, int]], placement: Placement
-    ) -> _WeightedTiles | None:
-        """The remembered result, placed at the tile's corner; None if there is none or a tile is not blank."""
-        if self._known is None:
-            return None
-        values, where, result = self._known
-        if where != placement or _blank_values(tiles) != values:
-            return None
-        return replace(result, corners=corners)
-
-    def remember(self, tiles: Tensor, result: _WeightedTiles, placement: Placement) -> _WeightedTiles:
-        """Remember a blank tile's result, and return it."""
-        values = _blank_values(tiles)
-        if values is not None:
-            self._known = values, placement, result
-        return result
-
-
-def _blank_values(tiles: Tensor) -> tuple[float, ...] | None:
-    """Value per channel of a single tile that is constant; None for any other, and for several."""
-    if len(tiles) != 1:
-        return None
-    first, last = tiles[0, :, :1, :1, :1], tiles[0, :, -1:, -1:, -1:]
-    # Two opposite corners differ in nearly every tile that shows something; the rest need not be read then.
-    if not torch.equal(first, last) or not bool((tiles[0] == first).all()):
-        return None
-    return tuple(first.flatten().tolist())
 
 
 class _Uploaded:
@@ -337,24 +299,17 @@ def _row_of_tiles(
     z: int,
     corners: Sequence[tuple[int, int]],
     ladder: MemoryLadder,
-    blank: _BlankTile,
+    blank: BlankTile,
     with_entropy: bool,
-) -> Iterator[_WeightedTiles]:
+) -> Iterator[WeightedTiles]:
     """Batches of tiles at one Z and their results; where memory is short, the ladder steps down and it tries again."""
     depth, height, width = ensemble.patch_size
     importance = importance_map(ensemble.patch_size)
-    slices = _Uploaded(image[:, z : z + depth])
-    position = 0
+    shown = image[:, z : z + depth]
+    slices = _Uploaded(shown)
 
     @torch.inference_mode()
-    def run(placement: Placement) -> _WeightedTiles:
-        batch = corners[position : position + placement.tile_batch]
-        # Looked at in main memory: a question to a GPU waits for all it has to do.
-        y, x = batch[0]
-        shown = image[None, :, z : z + depth, y : y + height, x : x + width]
-        known = blank.result_for(shown, batch, placement) if len(batch) == 1 else None
-        if known is not None:
-            return known
+    def compute(placement: Placement, batch: Sequence[tuple[int, int]]) -> WeightedTiles:
         there = slices.on(placement.device)
         tiles = torch.stack([there[:, :, y : y + height, x : x + width] for y, x in batch])
         for network in ensemble.networks:
@@ -363,13 +318,23 @@ def _row_of_tiles(
         weights = importance.to(placement.device)
         probabilities = probabilities.mul_(weights).to(placement.accumulator)
         entropies = None if entropies is None else entropies.mul_(weights).to(placement.accumulator)
-        result = _WeightedTiles(batch, probabilities, entropies)
-        return blank.remember(shown, result, placement) if len(batch) == 1 else result
+        return WeightedTiles(batch, probabilities, entropies)
 
-    while position < len(corners):
-        tiles = ladder.run(run)
-        yield tiles
-        position += len(tiles.corners)
+    def computed(left: Sequence[tuple[int, int]]) -> WeightedTiles:
+        return ladder.run(lambda placement: compute(placement, left[: placement.tile_batch]))
+
+    # Looked at in main memory: a question to a GPU waits for all it has to do.
+    nothing, something = split_by_blankness(shown, corners, (height, width))
+    for corner, values in nothing.items():
+        result = blank.result_for(values, corner, ladder.placement)
+        if result is None:
+            result = computed([corner])
+            blank.remember(values, result, ladder.placement)
+        yield result
+    while something:
+        result = computed(something)
+        yield result
+        something = something[len(result.corners) :]
 
 
 def _autocast(device: torch.device) -> torch.autocast | nullcontext[None]:

@@ -218,7 +218,7 @@ def test_blank_tiles_are_computed_once_and_the_result_is_the_same_to_the_bit(dis
     ensemble = Ensemble((network,), exclusive_classes(3), (8, 8, 8))
     found = collect(ensemble, image, overlap=0.0, disagreement=disagreement)
     assert network.tiles == 3  # of five: one of three blank ones, and the two that the content reaches into
-    monkeypatch.setattr("MambaSegLib.sliding_window._blank_values", lambda tiles: None)
+    monkeypatch.setattr("MambaSegLib.blank_tiles.blank_values", lambda tile: None)
     expected = collect(ensemble, image, overlap=0.0, disagreement=disagreement)
     assert network.tiles == 8
     for one, other in zip(found, expected, strict=True):
@@ -234,6 +234,31 @@ def test_a_tile_blank_in_one_channel_or_with_another_value_is_computed():
     assert (
         network.tiles == 4
     )  # the last is as blank as the first, but two others lay between: only the last one is kept
+
+
+@pytest.mark.parametrize("tile_batch", [2, 3, 16])
+def test_among_tiles_that_share_a_batch_blank_ones_are_computed_once_too(tile_batch):
+    image = np.full((2, 8, 8, 96), -2.0, np.float32)
+    image[:, 2:5, 3:6, 30:36] = noise((2, 3, 3, 6))
+    network = Counting()
+    ensemble = Ensemble((network,), exclusive_classes(3), (8, 8, 8))
+    found, _ = collect(ensemble, image, cpu_ladder(tile_batch), overlap=0.5)
+    assert network.tiles == 1 + 3  # of 23: the content lies in the tiles that start at 24, 28 and 32
+    np.testing.assert_allclose(found, plain_twin(ensemble, image, 0.5)[0], atol=1e-6)
+
+
+def test_a_tile_blank_but_for_rounding_is_blank_and_one_with_the_faintest_content_is_not():
+    image = np.full((1, 4, 4, 24), -8.75, np.float32)
+    image += np.random.default_rng(0).integers(-4, 5, image.shape) * np.spacing(np.float32(8.75))
+    faint = image.copy()
+    faint[0, 2, 2, 10] += 1e-3  # a tenth of a Hounsfield unit
+    for shown, expected in ((image, 1), (faint, 2)):
+        network = Counting(channels=1)
+        found, _ = collect(Ensemble((network,), exclusive_classes(3), (4, 4, 4)), shown, overlap=0.0)
+        assert network.tiles == expected
+        np.testing.assert_allclose(
+            found, plain_twin(Ensemble((network,), exclusive_classes(3), (4, 4, 4)), shown, 0.0)[0], atol=1e-5
+        )
 
 
 def test_never_more_than_one_patch_depth_of_probabilities_is_held(monkeypatch):
