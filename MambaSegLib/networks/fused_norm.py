@@ -121,7 +121,7 @@ def why_unavailable(device: str) -> str | None:
 
 def _probe_failure(device: str) -> str | None:
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
             found, wanted = _probe(device, fused=True), _probe(device, fused=False)
         difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
     except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
