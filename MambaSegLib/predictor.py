@@ -16,6 +16,7 @@ from MambaSegLib.geometry import Array, Box
 from MambaSegLib.idle_threads import import_torch
 from MambaSegLib.preprocessing import Preprocessed, preprocess, select_channels
 from MambaSegLib.progress import Progress, ProgressCallback
+from MambaSegLib.quality import Quality, thoroughness
 from MambaSegLib.scan import BACKENDS
 from MambaSegLib.time_estimate import TimeEstimate
 from MambaSegLib.volume import Labels, Volume
@@ -90,6 +91,7 @@ class Predictor:
         device: Where it computes.
         backend: Scan backend it computes with, "none" if its network scans nothing.
         folds: Folds whose networks are averaged.
+        overlap: Fraction of a tile that its neighbor covers again.
     """
 
     def __init__(
@@ -99,8 +101,9 @@ class Predictor:
         device: str = "auto",
         scan: str = "auto",
         folds: Sequence[int] | None = None,
-        mirroring: bool = False,
-        overlap: float = 0.5,
+        quality: Quality = "standard",
+        mirroring: bool | None = None,
+        overlap: float | None = None,
         tile_batch: int | None = None,
         engine: str = "auto",
         speeds: Path | None = None,
@@ -114,9 +117,12 @@ class Predictor:
             device: "auto", "cpu", "cuda", "cuda:1", "mps"; see `devices.resolve_device`.
             scan: Scan backend, or "auto" for the fastest there is; see `scan.resolve_backend`.
             folds: Folds to average; None takes all the model has.
-            mirroring: Also average over mirrored versions along the axes the model was trained to mirror: 2 to 8 times
-                the time, and often a little better.
-            overlap: Fraction of a tile that its neighbor covers again, 0 to below 1. Less is faster and rougher.
+            quality: "fast" lets tiles overlap by a quarter instead of half, "best" also averages over mirrored versions
+                where the model was trained for it; see `quality`.
+            mirroring: Whether to average over mirrored versions along the axes the model was trained to mirror: 2 to 8
+                times the time, and often a little better; None leaves it to `quality`.
+            overlap: Fraction of a tile that its neighbor covers again, 0 to below 1. Less is faster and rougher; None
+                leaves it to `quality`.
             tile_batch: Tiles computed at a time; None for what suits the device. More is faster only on a large GPU with a
                 small patch.
             engine: How the CPU computes a network's layers: "fused" (compiled by numba), "pytorch", or "auto" for the
@@ -127,7 +133,8 @@ class Predictor:
             InputError: If an argument is out of range, or the model has no such fold.
             EnvironmentProblemError: If PyTorch, the device or the scan backend is missing.
         """
-        _check(scan, folds, overlap, tile_batch, engine)
+        _check(scan, folds, tile_batch, engine)
+        how = thoroughness(quality, overlap, mirroring)
         _require_torch()
         from MambaSegLib.cuda_graphs import GraphRunner
 
@@ -137,8 +144,8 @@ class Predictor:
         self._scan = scan
         self._networks = _load(bundle, self.folds, scan, engine, self.device)
         self.backend = self._backend_on(self.device)
-        self._mirroring = mirroring
-        self._overlap = overlap
+        self._mirroring, self._mirroring_named = how.mirroring, bool(mirroring)
+        self.overlap = how.overlap
         self._tile_batch = tile_batch
         self._speeds = speeds
         self._engine = engine
@@ -211,7 +218,7 @@ class Predictor:
         volume = select_channels(volume, plan)
         preprocessed = preprocess(volume, plan, roi=roi)
         notices = fingerprint_check.notices(volume.cropped(roi) if roi else volume, plan)
-        if self._mirroring and not plan.mirror_axes:
+        if self._mirroring_named and not plan.mirror_axes:
             notices += ("Mirroring was asked for, but the model was trained without it, so it was left out.",)
         return preprocessed, notices
 
@@ -234,7 +241,7 @@ class Predictor:
         from MambaSegLib.body_crop import box_to_predict, surrounded
         from MambaSegLib.sliding_window import count_tiles, predict_probabilities
 
-        ensemble, image, overlap = self.ensemble, preprocessed.array, self._overlap
+        ensemble, image, overlap = self.ensemble, preprocessed.array, self.overlap
         box, air = box_to_predict(ensemble, image, self.bundle.manifest.plan, ladder, overlap, disagreement)
         total = count_tiles(box.shape, ensemble.patch_size, overlap)
         estimate = TimeEstimate(total, clock, self._remembered_tile_s())
@@ -258,7 +265,8 @@ class Predictor:
 
         place = f"{device_name(self.device)}, {computer()}, {torch.get_num_threads()} threads, engine {self._engine}"
         model = f"{self.bundle.manifest.name} {self.bundle.sha256[:12]}, {len(self.folds)} folds"
-        return f"{model}, mirroring {self._mirroring}, scan {self.backend}, {place}"
+        mirroring = self._mirroring and bool(self.bundle.manifest.plan.mirror_axes)
+        return f"{model}, mirroring {mirroring}, scan {self.backend}, {place}"
 
     def _remembered_tile_s(self) -> float | None:
         from MambaSegLib.remembered import recall
@@ -318,15 +326,12 @@ def _ignore(progress: Progress) -> None:
     del progress
 
 
-def _check(scan: str, folds: Sequence[int] | None, overlap: float, tile_batch: int | None, engine: str) -> None:
+def _check(scan: str, folds: Sequence[int] | None, tile_batch: int | None, engine: str) -> None:
     if scan not in ("auto", *BACKENDS):
         msg = f"there is no scan backend {scan!r}; choose auto, {', '.join(BACKENDS)}"
         raise InputError(msg)
     if folds is not None and (not folds or len(set(folds)) != len(folds)):
         msg = f"give each fold to use once, or none to use all; found {list(folds)}"
-        raise InputError(msg)
-    if not 0 <= overlap < 1:
-        msg = f"the overlap of tiles must be 0 or more and below 1, found {overlap}"
         raise InputError(msg)
     if engine not in ("auto", *ENGINES):
         msg = f"there is no CPU engine {engine!r}; choose auto, {', '.join(ENGINES)}"

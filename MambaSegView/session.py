@@ -140,6 +140,7 @@ class Session:
             device=device,
             scan=settings.scan,
             folds=settings.folds,
+            quality=settings.quality,
             mirroring=settings.mirroring,
             show3D=True,
         )

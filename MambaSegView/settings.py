@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from MambaSegLib.quality import Quality
 from MambaSegLib.volume import Volume
 
 
@@ -22,7 +23,8 @@ class Settings:
         device: "auto", "cpu", "cuda", "mps".
         scan: Scan backend, or "auto".
         folds: Folds to average; () takes all.
-        mirroring: Also average over mirrored images.
+        quality: "fast", "standard" or "best".
+        mirroring: Whether to average over mirrored images; None leaves it to the quality.
         host: Address to listen at; "127.0.0.1" can only be reached from this computer.
         port: Port to listen at; 0 takes a free one.
         open_browser: Whether to open the page at once.
@@ -37,7 +39,8 @@ class Settings:
     device: str = "auto"
     scan: str = "auto"
     folds: tuple[int, ...] = ()
-    mirroring: bool = False
+    quality: Quality = "standard"
+    mirroring: bool | None = None
     host: str = "127.0.0.1"
     port: int = 0
     open_browser: bool = True

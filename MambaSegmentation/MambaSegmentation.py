@@ -80,7 +80,7 @@ class MambaSegmentationParameterNode:
     folds: str = "all"
     host: str = ""
     wheelFolder: str = ""
-    mirroring: bool = False
+    quality: str = "standard"
     uncertainty: bool = False
     statistics: bool = False
     show3D: bool = True

@@ -23,6 +23,7 @@ from MambaSegLib.commands.session import Outputs, check_outputs, make_predictor,
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
 from MambaSegLib.model_card import DISCLAIMER
 from MambaSegLib.progress import Progress
+from MambaSegLib.quality import thoroughness
 
 if TYPE_CHECKING:
     from MambaSegLib.predictor import Predictor
@@ -185,10 +186,10 @@ def _key(job: _Job, case: Case) -> str:
     """Hash of everything a case's outputs depend on; "" for a case that cannot be read."""
     if case.problem:
         return ""
-    names = ("folds", "mirroring", "overlap", "frame", "series", "replace_nonfinite", "resample_channels")
-    settings = {
-        name: getattr(job.arguments, name) for name in (*names, "resample_sheared", "uncertainty", "statistics")
-    }
+    names = ("folds", "frame", "series", "replace_nonfinite", "resample_channels", "resample_sheared")
+    settings = {name: getattr(job.arguments, name) for name in (*names, "uncertainty", "statistics")}
+    # What the quality stands for, not its name: the same settings make the same files.
+    settings |= asdict(thoroughness(job.arguments.quality, job.arguments.overlap, job.arguments.mirroring))
     if job.arguments.roi is not None:
         settings["roi"] = job.arguments.roi  # only then, so that batches begun without this option go on
     text = json.dumps([job.bundle.sha256, case.sha256(), settings], sort_keys=True)

@@ -38,7 +38,7 @@ class Estimate:
     working_shape: IntTriple
 
 
-def estimate(predictor: Predictor, geometry: Geometry, overlap: float) -> Estimate:
+def estimate(predictor: Predictor, geometry: Geometry) -> Estimate:
     """Run one tile of noise and scale up.
 
     The volume counts whole: where its empty margin is cropped, it takes less.
@@ -49,7 +49,7 @@ def estimate(predictor: Predictor, geometry: Geometry, overlap: float) -> Estima
     plan = predictor.bundle.manifest.plan
     turned = geometry.reoriented(geometry.reorientation_to(plan.orientation))
     shape = resampled_shape(turned.shape, turned.spacing_mm, plan.spacing_mm)
-    tiles = count_tiles(shape, plan.patch_size, overlap)
+    tiles = count_tiles(shape, plan.patch_size, predictor.overlap)
     seconds, tile_bytes = _measure_tile(predictor, plan.patch_size, len(plan.channels))
     voxels = shape[0] * shape[1] * shape[2]
     input_voxels = geometry.shape[0] * geometry.shape[1] * geometry.shape[2]

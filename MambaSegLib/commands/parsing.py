@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.quality import QUALITIES
 
 DEFAULT_MODEL = "mamba_unet_multidirectional.hippocampus"
 
@@ -79,10 +80,23 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         "--folds", type=fold_list, default=None, metavar="all|0,1", help="folds to average (default: all)"
     )
     group.add_argument(
-        "--mirroring", action="store_true", help="average over mirrored images, too: slower, a bit better"
+        "--quality",
+        default="standard",
+        choices=QUALITIES,
+        help="fast: tiles overlap by a quarter instead of half; best: mirrored images are averaged, too, where the model "
+        "was trained for it (default: %(default)s)",
     )
     group.add_argument(
-        "--overlap", type=overlap, default=0.5, metavar="FRACTION", help="of neighboring tiles, 0 to 0.9 (default: 0.5)"
+        "--mirroring",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="average over mirrored images, too: slower, a bit better (default: as --quality says)",
+    )
+    group.add_argument(
+        "--overlap",
+        type=overlap,
+        metavar="FRACTION",
+        help="of neighboring tiles, 0 to 0.9 (default: as --quality says)",
     )
     group.add_argument("--threads", type=positive, metavar="N", help="processor threads to use (default: all cores)")
 

@@ -163,6 +163,7 @@ def make_predictor(bundle: Bundle, arguments: argparse.Namespace) -> Predictor:
         device=arguments.device,
         scan=arguments.scan,
         folds=arguments.folds,
+        quality=arguments.quality,
         mirroring=arguments.mirroring,
         overlap=arguments.overlap,
         engine=arguments.engine,

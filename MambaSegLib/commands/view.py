@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
         device=arguments.device,
         scan=arguments.scan,
         folds=arguments.folds or (),
+        quality=arguments.quality,
         mirroring=arguments.mirroring,
         host=arguments.host,
         port=arguments.port,

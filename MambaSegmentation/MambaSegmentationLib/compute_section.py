@@ -16,7 +16,7 @@ from MambaSegmentationLib.widgets import Dialogs, choose, chooseInto, chosen, ex
 
 
 class ComputeSection:
-    """Device, scan backend, folds, and the folder of wheels.
+    """Device, scan backend, folds, quality, and the folder of wheels.
 
     Attributes:
         onChange: Called when something else is chosen.
@@ -36,6 +36,7 @@ class ComputeSection:
         self._devices = devices | ({"mps": _("Apple GPU (mps)")} if sys.platform == "darwin" else {})
         fill(ui.deviceSelector, list(self._devices.items()), "auto")
         fill(ui.backendSelector, [("auto", _("Automatic")), *((name, name) for name in BACKENDS)], "auto")
+        fill(ui.qualitySelector, _qualities(), "standard")
         for selector, name in self._stored().items():
             selector.currentIndexChanged.connect(lambda *_, selector=selector, name=name: self._store(selector, name))
         ui.wheelFolderEdit.textChanged.connect(lambda text: choices.store("wheelFolder", str(text)))
@@ -44,7 +45,6 @@ class ComputeSection:
         )
         ui.hostEdit.textChanged.connect(lambda text: self._onHost(str(text).strip()))
         ui.hostButton.clicked.connect(lambda *_: self.onTest())
-        ui.mirroringCheck.toggled.connect(lambda *_: self.onChange())
         ui.hostButton.setEnabled(False)
         ui.advancedGroup.contentsCollapsed.connect(lambda collapsed: self._onCollapsed(bool(collapsed)))
         self._explain()
@@ -52,7 +52,7 @@ class ComputeSection:
     def labels(self) -> list[Any]:
         """Labels of the rows, to be aligned."""
         ui = self._ui
-        return [ui.hostLabel, ui.deviceLabel, ui.backendLabel, ui.foldsLabel, ui.mirroringLabel, ui.wheelFolderLabel]
+        return [ui.hostLabel, ui.deviceLabel, ui.backendLabel, ui.foldsLabel, ui.qualityLabel, ui.wheelFolderLabel]
 
     def host(self) -> str:
         """Another computer that computes; "" is this one."""
@@ -65,7 +65,7 @@ class ComputeSection:
             "device": chosen(self._ui.deviceSelector),
             "scan": chosen(self._ui.backendSelector),
             "folds": () if folds in ("all", "") else (int(folds),),
-            "mirroring": bool(self._choices.get("mirroring", False)),
+            "quality": chosen(self._ui.qualitySelector),
             "host": self.host(),
         }
 
@@ -98,7 +98,13 @@ class ComputeSection:
         self._explain()
 
     def _stored(self) -> dict[Any, str]:
-        return {self._ui.deviceSelector: "device", self._ui.backendSelector: "backend", self._ui.foldsSelector: "folds"}
+        ui = self._ui
+        return {
+            ui.deviceSelector: "device",
+            ui.backendSelector: "backend",
+            ui.foldsSelector: "folds",
+            ui.qualitySelector: "quality",
+        }
 
     def _store(self, selector: Any, name: str) -> None:
         self._choices.store(name, chosen(selector))
@@ -126,6 +132,15 @@ class ComputeSection:
         text = "<br>".join([_("Not available:"), *lines]) if lines else ""
         self._ui.computeNoteLabel.setText(f"<small>{text}</small>")
         self._ui.computeNoteLabel.setVisible(bool(lines))
+
+
+def _qualities() -> list[tuple[str, str]]:
+    """Value and text of each quality."""
+    return [
+        ("fast", _("Fast: tiles overlap less")),
+        ("standard", _("Standard")),
+        ("best", _("Best: mirrored images, too, slower")),
+    ]
 
 
 def whyUnavailable(backend: str) -> str:

@@ -84,7 +84,7 @@ def needKey(nodes: Any, model: str, options: dict[str, Any], roiNode: Any, frame
             box = conversion.regionBox(conversion.regionBounds(roiNode, node), geometry).slices
     except ValueError:
         return None  # what is wrong is said when the person presses Apply
-    how = tuple(options[name] for name in ("device", "scan", "folds", "mirroring", "host"))
+    how = tuple(options[name] for name in ("device", "scan", "folds", "quality", "host"))
     return (geometry.shape, geometry.spacing_mm, str(box), model, how, frames)
 
 

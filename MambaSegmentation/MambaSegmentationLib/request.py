@@ -11,6 +11,7 @@ import slicer
 
 from MambaSegLib.bundle import Bundle
 from MambaSegLib.errors import InputError
+from MambaSegLib.quality import QUALITIES, Quality
 from MambaSegLib.volume import Volume
 from MambaSegLib.volume_io import write_volume
 from MambaSegmentationLib import conversion
@@ -27,7 +28,8 @@ class Options:
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         scan: Scan backend, or "auto".
         folds: Folds to average; () takes all.
-        mirroring: Also average over mirrored images.
+        quality: "fast", "standard" or "best"; see `mambaseg segment --help`.
+        mirroring: Whether to average over mirrored images; None leaves it to the quality.
         uncertainty: Also make a volume of the uncertainty per voxel.
         statistics: Also make a table of volumes and intensities.
         show3D: Make surfaces, so that the segments appear in 3D views.
@@ -39,7 +41,8 @@ class Options:
     device: str = "auto"
     scan: str = "auto"
     folds: tuple[int, ...] = ()
-    mirroring: bool = False
+    quality: Quality = "standard"
+    mirroring: bool | None = None
     uncertainty: bool = False
     statistics: bool = False
     show3D: bool = False
@@ -58,6 +61,11 @@ class Options:
         if unknown := set(words) - known:
             message = _("Unknown option {names}. Options are {known}.").format(
                 names=", ".join(sorted(unknown)), known=", ".join(sorted(known))
+            )
+            raise InputError(message)
+        if words.get("quality", "standard") not in QUALITIES:
+            message = _("Unknown quality {name}. Choose {known}.").format(
+                name=words["quality"], known=", ".join(QUALITIES)
             )
             raise InputError(message)
         return cls(**words)
@@ -89,7 +97,8 @@ def predictionWords(bundle: Bundle, options: Options) -> list[str]:
     words = ["--model", str(bundle.path), "--device", options.device, "--scan", options.scan, "--events"]
     words += ["--resample-channels"]
     words += ["--folds", ",".join(map(str, options.folds))] if options.folds else []
-    return words + (["--mirroring"] if options.mirroring else [])
+    words += ["--quality", options.quality]
+    return words if options.mirroring is None else [*words, "--mirroring" if options.mirroring else "--no-mirroring"]
 
 
 def regionWords(request: Request, volume: Volume) -> list[str]:

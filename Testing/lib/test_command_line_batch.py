@@ -88,6 +88,8 @@ def test_a_batch_goes_on_after_a_failure_and_resumes(
     assert statuses(capsys.readouterr().out) == {"a": "skipped", "b": "skipped", "c": "done"}
     assert main([*words, "--overlap", "0.25"]) == 0
     assert set(statuses(capsys.readouterr().out).values()) == {"done"}
+    assert main([*words, "--quality", "fast"]) == 0  # the same by another name
+    assert set(statuses(capsys.readouterr().out).values()) == {"skipped"}
     newer = replace(tiny_bundle.manifest, version="1.0.1")
     save_bundle(newer, {0: tiny_bundle.load_weights(0)}, tiny_bundle.path, force=True)
     assert main(words) == 0

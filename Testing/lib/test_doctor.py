@@ -120,7 +120,7 @@ def test_the_estimate_counts_tiles_and_is_of_the_right_size(tiny_bundle: Bundle)
     predictor = Predictor(tiny_bundle, device="cpu", scan="pytorch", folds=[0])
     # At 1.5 x 1 x 1 mm the grid has 32 x 16 x 24 voxels: 3 x 1 x 2 tiles of 16 that overlap by half.
     geometry = Geometry((48, 16, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
-    need = estimate(predictor, geometry, 0.5)
+    need = estimate(predictor, geometry)
     assert need.working_shape == (32, 16, 24)
     assert need.tiles == 6
     assert need.seconds == pytest.approx(6 * need.seconds_per_tile)

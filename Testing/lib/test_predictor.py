@@ -17,6 +17,7 @@ from MambaSegLib.devices import resolve_device
 from MambaSegLib.errors import BackendUnavailableError, CancelledError, EnvironmentProblemError, InputError
 from MambaSegLib.plan import Channel, Fingerprint, Label, NetworkPlan, Normalization, Plan, StagePlan
 from MambaSegLib.predictor import Predictor
+from MambaSegLib.quality import QUALITIES, Thoroughness, thoroughness
 from MambaSegLib.volume import Box, Geometry, Volume
 from MambaSegLib.volume_io import read_labels
 
@@ -198,6 +199,31 @@ def test_mirroring_uses_the_axes_the_model_was_trained_to_mirror_and_no_others()
     assert off.uncertainty.max() == pytest.approx(other.uncertainty.max(), abs=1e-6)
     assert off.uncertainty.max() < 0.1
     np.testing.assert_allclose(on.uncertainty, 1, atol=1e-5)
+
+
+def test_a_quality_is_an_overlap_and_mirroring_and_what_is_named_beside_it_wins():
+    assert thoroughness("fast") == Thoroughness(0.25, False)
+    assert thoroughness("standard") == Thoroughness(0.5, False)
+    assert thoroughness("best") == Thoroughness(0.5, True)
+    assert thoroughness("best", overlap=0.0, mirroring=False) == Thoroughness(0.0, False)
+    assert thoroughness("fast", mirroring=True) == Thoroughness(0.25, True)
+    with pytest.raises(InputError, match=r"no quality 'finest'; choose fast, standard, best"):
+        predictor(quality="finest")
+
+
+def test_the_quality_decides_how_many_tiles_and_mirrored_versions_are_computed():
+    volume, calls = axial(np.random.default_rng(0).normal(size=(8, 8, 32))), {}
+    for quality in QUALITIES:
+        network = Sides()
+        with_hook = calls.setdefault(quality, [])
+        network.register_forward_hook(lambda *_, seen=with_hook: seen.append(1))
+        plan = make_plan(values=(1,), mirror_axes=(2,))
+        predictor(plan, network, quality=quality).predict(volume)
+    assert {quality: len(seen) for quality, seen in calls.items()} == {"fast": 5, "standard": 7, "best": 14}
+
+
+def test_the_best_quality_of_a_model_trained_without_mirroring_is_no_surprise():
+    assert predictor(quality="best").predict(axial(blocks())).notices == ()
 
 
 def test_mirroring_without_mirrored_training_is_left_out_with_a_notice():

@@ -12,6 +12,7 @@ import pytest
 import slicer
 from conftest import contents, waitFor
 from MambaSegmentationLib import conversion, dependencies
+from MambaSegmentationLib.widgets import choose
 from threshold_worker import bright
 
 from MambaSegLib.errors import EnvironmentProblemError, InputError
@@ -32,7 +33,7 @@ class Person:
         self.window, self.ui, self.errors, self.scene = window, ui, errors, scene
 
     def startsSlowWork(self):
-        self.ui.mirroringCheck.setChecked(True)
+        choose(self.ui.qualitySelector, "best")
         self.ui.applyButton.click()
         waitFor(lambda: self.window.run.secondsLeft == 9.5, 30)
 
@@ -44,7 +45,7 @@ class Person:
         return earlier is not None and earlier.GetSegmentation().GetSegment("precious") is not None
 
     def succeedsNext(self, node):
-        self.ui.mirroringCheck.setChecked(False)
+        choose(self.ui.qualitySelector, "standard")
         selector = self.window.inputs.selectors()["T1"]
         selector.setCurrentNode(node)
         assert self.ui.applyButton.isEnabled()
@@ -64,7 +65,7 @@ def test_cancelling(person, obliqueVolume, scene, late):
     if late:
         person.startsSlowWork()
     else:
-        person.ui.mirroringCheck.setChecked(True)
+        choose(person.ui.qualitySelector, "best")
         person.ui.applyButton.click()
     person.ui.cancelButton.click()
     person.waitsForTheEnd()

@@ -73,7 +73,7 @@ def test_cancelling_says_what_is_done_and_how_to_go_on(tab, obliqueVolume, tmp_p
         write_volume(volume.array[0], volume.geometry, source / f"{name}.nrrd")
     ui.inputFolderEdit.setText(str(source))
     ui.outputFolderEdit.setText(str(tmp_path / "out"))
-    ui.mirroringCheck.setChecked(True)
+    choose(ui.qualitySelector, "best")
     ui.applyButton.click()
     waitFor(lambda: "b: Predicting (2 of 2)" in ui.statusLabel.text(), 30)
     assert ui.progressBar.value() == 75

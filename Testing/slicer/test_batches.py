@@ -49,7 +49,7 @@ def test_every_image_of_a_list_gets_its_segmentation_beside_it(segmenter, images
 
 def test_what_is_done_stays_when_the_rest_is_cancelled(segmenter, images, thresholdWorker):
     segmenter.workerCommand = thresholdWorker
-    run = segmenter.startMany(images, mirroring=True, **TINY)
+    run = segmenter.startMany(images, quality="best", **TINY)
     until(run, lambda: run.segmentationNodes[0] is not None)
     until(run, lambda: run.fraction == 0.75)
     run.cancel()

@@ -118,7 +118,7 @@ def test_cancelling_leaves_the_scene_and_the_browser_as_they_were(segmenter, cin
     goTo(browser, 1)
     before = contents(scene)
     segmenter.workerCommand = thresholdWorker
-    run = start(segmenter, node, mirroring=True)
+    run = start(segmenter, node, quality="best")
     until(run, lambda: run.fraction == 0.5)  # the second of three is half done
     assert run.progress.stage == "Frame 2: Predicting"
     run.cancel()
@@ -157,7 +157,7 @@ def test_an_image_that_is_no_sequence_is_the_same_in_all_frames(cine, obliqueVol
 
 def test_deleting_the_browser_stops_the_work(segmenter, cine, scene, thresholdWorker):
     segmenter.workerCommand = thresholdWorker
-    run = start(segmenter, cine[0], mirroring=True)
+    run = start(segmenter, cine[0], quality="best")
     scene.RemoveNode(cine[1])
     with pytest.raises(CancelledError, match="browser was deleted"):
         run.wait(30)

@@ -13,6 +13,7 @@ import slicer
 from conftest import contents, until
 from MambaSegmentationLib import conversion, dependencies
 from MambaSegmentationLib.channels import orderedNodes, suggestedNodes
+from MambaSegmentationLib.request import Options, predictionWords
 
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
@@ -211,6 +212,21 @@ def test_a_full_disk_is_said_before_a_process_is_started_and_leaves_nothing(segm
 def test_unknown_options_are_refused_with_the_known_ones(segmenter, image):
     with pytest.raises(InputError, match=r"Unknown option mirror.*mirroring"):
         start(segmenter, image, mirror=True)
+    with pytest.raises(InputError, match=r"Unknown quality finest.*fast, standard, best"):
+        start(segmenter, image, quality="finest")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["--quality", "standard"]),
+        ({"quality": "best", "mirroring": False}, ["--quality", "best", "--no-mirroring"]),
+        ({"mirroring": True}, ["--quality", "standard", "--mirroring"]),
+    ],
+)
+def test_the_quality_is_handed_to_the_worker_and_a_named_mirroring_wins(options, words, modelPath):
+    found = predictionWords(load_bundle(modelPath), Options.checked(**options))
+    assert found[-len(words) :] == words
 
 
 def test_images_are_assigned_to_channels_by_name_the_longest_first(scene):

@@ -6,6 +6,7 @@ import shutil
 
 import slicer
 from conftest import MODULE_FILE, waitFor
+from MambaSegmentationLib.widgets import choose
 
 from MambaSegLib.errors import EnvironmentProblemError
 
@@ -136,11 +137,12 @@ def test_choices_are_stored_in_the_scene_and_shown_again(ready, obliqueVolume, s
     import headless_slicer
 
     window, ui, _ = ready
-    ui.mirroringCheck.click()
+    choose(ui.qualitySelector, "best")
     window.disconnect()
     _, widget, host = headless_slicer.loadModule(MODULE_FILE)
     again = widget.window
-    assert again.ui.mirroringCheck.isChecked()
+    assert again.ui.qualitySelector.currentData() == "best"
+    assert again.compute.options()["quality"] == "best"
     assert again.ui.deviceSelector.currentData() == "cpu"
     headless_slicer.closeModule(widget, host)
 

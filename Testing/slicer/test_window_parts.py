@@ -16,6 +16,7 @@ import slicer
 from conftest import MODULE_FILE, contents, rasMatrix, waitFor
 from MambaSegmentationLib import conversion, dependencies
 from MambaSegmentationLib.computer import Computer, Estimate
+from MambaSegmentationLib.widgets import choose
 from MambaSegmentationLib.worker import pythonExecutable
 from threshold_worker import bright
 
@@ -207,9 +208,9 @@ def test_an_estimate_is_shown_kept_and_belongs_to_its_choice(ready, workerOf):
     assert "Estimating" in ui.needLabel.text()
     waitFor(lambda: "1 min 15 s" in ui.needLabel.text(), 30)
     assert "1.0 GiB of memory (8.0 GiB free)" in ui.needLabel.text()
-    ui.mirroringCheck.click()
+    choose(ui.qualitySelector, "best")
     assert "not estimated yet" in ui.needLabel.text()
-    ui.mirroringCheck.click()
+    choose(ui.qualitySelector, "standard")
     assert "1 min 15 s" in ui.needLabel.text()
     assert errors == []
 

@@ -1,6 +1,6 @@
 """A stand-in for `mambaseg segment` and `batch` that finds what is brighter than the mean and needs no PyTorch.
 
-What it finds is known, and it is quick. With --mirroring it waits for ever where the first result should have been, in
+What it finds is known, and it is quick. With --quality best it waits for ever where the first result should have been, in
 a batch the second.
 """
 
@@ -27,7 +27,7 @@ def segment(words: list[str]) -> int:
     output = Path(words[words.index("-o") + 1])
     first = words[1].partition("=")[2]
     tell("progress", stage="Predicting", done=1, total=2, seconds_left=9.5)
-    if "--mirroring" in words:
+    if "best" in words:
         time.sleep(600)
     find(Path(first), output, words)
     tell("result", output=str(output), notices=["The voxels are unlike the training images."])
@@ -42,7 +42,7 @@ def batch(words: list[str]) -> int:
     statuses: list[str] = []
     for case in sorted(cases):
         tell("progress", stage="Predicting", done=1, total=2, case=case, cases=len(cases), seconds_left=None)
-        if statuses and "--mirroring" in words:
+        if statuses and "best" in words:
             time.sleep(600)
         output, status, message = target / f"{case}{ending}", "done", ""
         path = cases[case] if cases[case].is_file() else cases[case] / "0"
