@@ -136,8 +136,6 @@ class Predictor:
         _check(scan, folds, tile_batch, engine)
         how = thoroughness(quality, overlap, mirroring)
         _require_torch()
-        from MambaSegLib.cuda_graphs import GraphRunner
-
         self.bundle = bundle
         self.device = resolve_device(device)
         self.folds = tuple(bundle.fold_indices if folds is None else folds)
@@ -149,7 +147,6 @@ class Predictor:
         self._tile_batch = tile_batch
         self._speeds = speeds
         self._engine = engine
-        self._run = GraphRunner()
 
     def predict(
         self,
@@ -211,7 +208,7 @@ class Predictor:
 
         plan = self.bundle.manifest.plan
         axes = plan.mirror_axes if self._mirroring else ()
-        return Ensemble(self._networks, readout_of(plan), plan.patch_size, axes, self._run)
+        return Ensemble(self._networks, readout_of(plan), plan.patch_size, axes)
 
     def _prepare(self, volume: Volume, roi: Box | None) -> tuple[Preprocessed, tuple[str, ...]]:
         plan = self.bundle.manifest.plan

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
 from math import ceil
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.blank_tiles import BlankTile, split_by_blankness
-from MambaSegLib.cuda_graphs import GraphRunner
 from MambaSegLib.devices import measured_convolutions
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array
@@ -108,14 +107,12 @@ class Ensemble:
         readout: What the outputs stand for.
         patch_size: Tile size.
         mirror_axes: Array axes (0 Z, 1 Y, 2 X) to mirror along, in all combinations; () for none.
-        run: Runs a network on tiles; keep it for the next ensemble of the same networks.
     """
 
     networks: tuple[SegmentationNetwork, ...]
     readout: Readout
     patch_size: IntTriple
     mirror_axes: tuple[int, ...] = ()
-    run: GraphRunner = field(default_factory=GraphRunner, compare=False)
 
     @torch.inference_mode()
     def tile_probabilities(self, tiles: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
@@ -145,7 +142,7 @@ class Ensemble:
 
     def _logits(self, network: SegmentationNetwork, tiles: Tensor, fold: int) -> Tensor:
         with _autocast(tiles.device), measured_convolutions():
-            logits = self.run(network, tiles)
+            logits: Tensor = network(tiles)[0]
         expected = (len(tiles), self.readout.outputs, *self.patch_size)
         if tuple(logits.shape) != expected:
             msg = f"network {fold + 1} returned logits of shape {tuple(logits.shape)} instead of {expected}"
