@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from MambaSegLib.networks.row_products import multiply_rows
 from MambaSegLib.scan.directions import convolve_directions, scan_directions
 from MambaSegLib.scan.row_norms import add_norm, sum_paths
 
 if TYPE_CHECKING:
-    from MambaSegLib.networks.mamba import MambaLayer, MambaPath
+    from MambaSegLib.networks.mamba import MambaBlock, MambaLayer, MambaPath
     from MambaSegLib.plan import IntTriple
     from MambaSegLib.scan.order import ScanOrder
 
@@ -129,24 +130,30 @@ def _mixed(
     """What the Mamba blocks make of the normalized tokens, before the residual: (directions, B, L, C) in `precision`."""
     batch, length, _ = tokens.shape
     blocks = [layer.mamba for layer in layers]
-    backend, rank, states = blocks[0].scan_backend, blocks[0].dt_rank, blocks[0].d_state
+    backend, states = blocks[0].scan_backend, blocks[0].d_state
     weight, bias = _folded([layer.norm1 for layer in layers], [block.in_proj for block in blocks])
     plain = add_norm(tokens, None, layers[0].norm1.eps, precision, backend)
-    xz = F.linear(plain, weight.flatten(0, 1).to(precision), bias.flatten().to(precision))
+    together = weight.flatten(0, 1).t()[None].to(precision)
+    xz = multiply_rows(plain.reshape(1, batch * length, -1), together, bias.reshape(1, -1).to(precision))
     # (B, L, directions x 2D) seen as x and z of (directions, B, L, D): kernels step over the other directions.
     x, z = xz.reshape(batch, length, len(blocks), 2, -1).permute(3, 2, 0, 1, 4).unbind(0)
     taps = torch.stack([block.conv1d.weight.squeeze(1) for block in blocks])
     u = convolve_directions(
         x, taps, _stacked(cast("Tensor", block.conv1d.bias) for block in blocks), grid, orders, backend
     )
-    projected = torch.bmm(u.flatten(1, 2), _transposed([block.x_proj for block in blocks], precision))
-    delta = torch.bmm(projected[..., :rank], _transposed([block.dt_proj for block in blocks], precision))
-    parts = (delta, projected[..., rank:-states], projected[..., -states:])
-    delta, B, C = (t.reshape(len(blocks), batch, length, -1) for t in parts)
+    projected = multiply_rows(u.flatten(1, 2), _delta_b_c(blocks).to(precision))
+    delta, B, C = torch.split(projected.reshape(len(blocks), batch, length, -1), [u.shape[3], states, states], dim=-1)
     A, D = -torch.exp(_stacked(b.A_log for b in blocks)), _stacked(b.D for b in blocks)
     y = scan_directions(u, delta, B, C, z, A, D, _stacked(b.dt_proj.bias for b in blocks), grid, orders, backend)
-    out = torch.bmm(y.flatten(1, 2), _transposed([block.out_proj for block in blocks], precision))
+    out = multiply_rows(y.flatten(1, 2), _transposed([block.out_proj for block in blocks], precision))
     return out.reshape(len(blocks), batch, length, -1)
+
+
+def _delta_b_c(blocks: Sequence[MambaBlock]) -> Tensor:
+    """x_proj, and dt_proj after it, as one product: (directions, D, D + 2 N), columns of delta first, then of B and C."""
+    delta = [block.dt_proj.weight @ block.x_proj.weight[: block.dt_rank] for block in blocks]
+    b_c = [block.x_proj.weight[block.dt_rank :] for block in blocks]
+    return torch.cat((torch.stack(delta), torch.stack(b_c)), 1).transpose(1, 2)
 
 
 def _headed(layers: Sequence[MambaLayer], mixed: Tensor, tokens: Tensor, precision: torch.dtype) -> Tensor:
@@ -158,11 +165,11 @@ def _headed(layers: Sequence[MambaLayer], mixed: Tensor, tokens: Tensor, precisi
     first = [cast("nn.Linear", head[0]) for head in heads]
     weight, bias = _folded([layer.norm2 for layer in layers], first)
     plain = add_norm(mixed, tokens, layers[0].norm2.eps, precision, layers[0].mamba.scan_backend).flatten(1, 2)
-    found = torch.baddbmm(bias[:, None].to(precision), plain, weight.transpose(1, 2).to(precision))
+    found = multiply_rows(plain, weight.transpose(1, 2).to(precision), bias.to(precision))
     if len(heads[0]) > 1:
         last = [cast("nn.Linear", head[2]) for head in heads]
-        shift = _stacked(linear.bias for linear in last)[:, None].to(precision)
-        found = torch.baddbmm(shift, F.gelu(found), _transposed(last, precision))
+        shift = _stacked(linear.bias for linear in last).to(precision)
+        found = multiply_rows(F.gelu(found), _transposed(last, precision), shift)
     return found.reshape(mixed.shape)
 
 

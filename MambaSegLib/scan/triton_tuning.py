@@ -1,6 +1,7 @@
 """How the Triton kernels divide a scan: block sizes by rule, or as measured on this GPU.
 
-The rule gives a program one warp with 32 or 64 states per thread and makes enough programs to fill a large GPU. It depends on sizes alone, so that equal scans are cut, and rounded, alike. `search` times a few alternatives; what it finds
+The rule gives a program one warp with 32 or 64 states per thread (two in the backward pass of many states) and makes enough
+programs to fill a large GPU. It depends on sizes alone, so that equal scans are cut, and rounded, alike. `search` times a few alternatives; what it finds
 is kept in a file by GPU, and used from then on unless PyTorch is asked for deterministic algorithms.
 """
 
@@ -27,17 +28,11 @@ from MambaSegLib.atomic import new_file
 Pass = Literal["forward", "backward"]
 
 
-def _states_per_program(kind: Pass, wide: int) -> int:
-    """The cost of reading a row is spread over a program's states; registers set the limit, lower where steps are kept.
-
-    The machine code has the fewest instructions per update this way (`Testing/benchmarks/gpu/triton_code.py`).
-    """
-    return 2048 if kind == "forward" and wide >= 64 else 1024
-
-
-PROGRAMS_WANTED = 4096
-"""Fills 132 multiprocessors (H100, H200) with 16 warps each, twice."""
-SHORTEST_CHUNK, LONGEST_CHUNK = 32, 2048
+PROGRAMS_WANTED = 16384
+"""Several times as many as an H200's 132 multiprocessors hold, so that the last ones to finish cost little."""
+SHORTEST_CHUNK, LONGEST_CHUNK = 64, 512
+BACKWARD_CHUNK = 64
+"""The backward pass keeps states of a chunk in memory; short chunks are still in the cache when they are needed."""
 CONVOLUTION_BLOCK = (32, 64)
 """Positions and channels of one program of the convolution."""
 
@@ -79,14 +74,17 @@ class ScanConfig:
 
 
 def rule(kind: Pass, channels: int, states: int, length: int, pairs: int) -> ScanConfig:
-    """Division by rule; `pairs` is directions x batch."""
+    """Division by rule, which is within a few percent of the fastest on an H200; `pairs` is directions x batch."""
     wide = 1 << (states - 1).bit_length()
     widest = 1 << (channels - 1).bit_length()
-    block, boundary = (max(4, min(64, _states_per_program(k, wide) // wide, widest)) for k in (kind, "forward"))
-    programs_per_chunk = math.ceil(channels / block) * pairs
-    wanted = max(1, length * programs_per_chunk // PROGRAMS_WANTED)
+    boundary = max(4, min(64 if wide <= 16 else 32, 2048 // wide, widest))
+    if kind == "backward":
+        block = max(4, min(32, 2048 // wide, widest))
+        chunk = 2 * BACKWARD_CHUNK if wide <= 32 else BACKWARD_CHUNK
+        return ScanConfig(block, boundary, chunk, 1 if wide <= 32 else 2, 1, 2 if wide <= 32 else 1)
+    wanted = max(1, length * math.ceil(channels / boundary) * pairs // PROGRAMS_WANTED)
     chunk = 1 << max(0, wanted - 1).bit_length()
-    return ScanConfig(block, boundary, min(max(chunk, SHORTEST_CHUNK), LONGEST_CHUNK))
+    return ScanConfig(boundary, boundary, min(max(chunk, SHORTEST_CHUNK), LONGEST_CHUNK), unroll=2 if wide == 32 else 1)
 
 
 def candidates(kind: Pass, channels: int, states: int, length: int, pairs: int) -> tuple[ScanConfig, ...]:
