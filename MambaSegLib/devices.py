@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,21 @@ def device_name(device: torch.device) -> str:
         return device.type
     index = device.index or 0
     return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+
+
+def place(network: nn.Module, device: torch.device) -> None:
+    """Bring a network to a device, in the layout its convolutions compute in there: channels last on NVIDIA's GPUs.
+
+    With channels last, tokens of Mamba layers are views of feature maps, and slices of a volume are a batch of images.
+    """
+    import torch
+
+    network.to(device)
+    if device.type != "cuda":
+        return
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.blank_tiles import BlankTile, split_by_blankness
-from MambaSegLib.devices import measured_convolutions
+from MambaSegLib.devices import measured_convolutions, place
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.memory_ladder import MemoryLadder, Placement
@@ -310,7 +310,7 @@ def _row_of_tiles(
         there = slices.on(placement.device)
         tiles = torch.stack([there[:, :, y : y + height, x : x + width] for y, x in batch])
         for network in ensemble.networks:
-            network.to(placement.device)
+            place(network, placement.device)
         probabilities, entropies = ensemble.tile_probabilities(tiles, with_entropy)
         weights = importance.to(placement.device)
         probabilities = probabilities.mul_(weights).to(placement.accumulator)

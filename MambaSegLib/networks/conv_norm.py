@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from MambaSegLib.plan import IntTriple
 
 NEGATIVE_SLOPE = 0.01
+FEWEST_CHANNELS = 8
+"""Of a map that is laid out with channels last, 16 bytes of them in half precision."""
 
 
 class ConvNorm(nn.Sequential):
@@ -34,7 +36,9 @@ class ConvNorm(nn.Sequential):
         """(B, C, Z, Y, X) -> activation(norm(convolution(x)) + residual), (B, C', Z', Y', X')."""
         convolution, norm = cast("tuple[nn.Conv3d, nn.InstanceNorm3d]", tuple(self))
         fused = fused_norm.is_available(x.device)
-        y: Tensor = _without_bias(convolution, x) if fused and not torch.is_grad_enabled() else convolution(x)
+        # The norm subtracts the mean: adding the bias before it is a pass over the map for nothing.
+        bias = convolution.bias if torch.is_grad_enabled() else None
+        y: Tensor = _convolved(convolution, x, bias) if fused else convolution(x)
         if fused and fused_norm.can_read(y, norm):
             slope = 1.0 if activation is None else activation.negative_slope
             return fused_norm.norm_activation(y, norm, residual, slope, in_place=not torch.is_grad_enabled())
@@ -46,10 +50,14 @@ class ConvNorm(nn.Sequential):
         return y
 
 
-def _without_bias(convolution: nn.Conv3d, x: Tensor) -> Tensor:
-    """What a norm sees of a convolution: it subtracts the mean, so adding the bias is a pass over the map for nothing."""
-    padding = cast("IntTriple", convolution.padding)
-    return functional.conv3d(x, convolution.weight, None, convolution.stride, padding)
+def _convolved(convolution: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution, for kernels (1, k, k) as a 2D one of all slices: cuDNN has slow kernels only for them in 3D."""
+    weight, stride, padding = convolution.weight, convolution.stride, cast("IntTriple", convolution.padding)
+    if weight.shape[2] > 1 or weight.shape[3] == 1 or stride[0] > 1 or x.shape[1] < FEWEST_CHANNELS:
+        return functional.conv3d(x, weight, bias, stride, padding)
+    slices = x.contiguous(memory_format=torch.channels_last_3d).transpose(1, 2).flatten(0, 1)
+    y = functional.conv2d(slices, weight[:, :, 0], bias, stride[1:], padding[1:])
+    return y.view(len(x), -1, *y.shape[1:]).transpose(1, 2)
 
 
 class ConvNormActivation(nn.Sequential):

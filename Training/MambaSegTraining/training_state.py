@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from MambaSegLib.devices import place
 from MambaSegLib.errors import InputError
 from MambaSegTraining.ranks import Ranks
 from MambaSegTraining.recipe import Recipe
@@ -35,7 +36,8 @@ class TrainingState:
 
     def __init__(self, network: nn.Module, recipe: Recipe, device: str, ranks: Ranks | None = None) -> None:
         """Start at step 0 with the network as it is; `ranks` train it together."""
-        self.network = network.to(device)
+        self.network = network
+        place(network, torch.device(device))
         self.optimizer = _create_optimizer(network, recipe)
         self.average = AveragedModel(network, multi_avg_fn=_Ema(recipe.ema_decay)) if recipe.ema_decay else None
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.amp == "fp16")

@@ -1,13 +1,15 @@
 """Whole networks on the paper's plans: a patch predicted and a training step, time and peak memory.
 
-The baseline is each Mamba network with its layers computed as the released code does (`released.py`); "without Mamba layers"
-is what its convolutions alone take.
+The baseline is each Mamba network as the released code computes it: Mamba layers of `released.py`, convolutions and norms by
+PyTorch's own modules, channels first. For a network without Mamba layers it is those modules. "without Mamba layers" is what
+the convolutions alone take, with this project's norms and layout, and with PyTorch's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from unittest import mock
 
 import torch
 from MambaSegTraining.named_plans import NAMED_PLANS, named_plan
@@ -15,7 +17,8 @@ from measuring import Row, Run, Settings, race
 from released import as_released, without_mamba
 from torch import nn
 
-from MambaSegLib.networks import create_network, set_recompute, set_scan_backend
+from MambaSegLib.devices import measured_convolutions, place
+from MambaSegLib.networks import create_network, fused_norm, set_recompute, set_scan_backend
 from MambaSegLib.plan import NetworkPlan
 from MambaSegLib.scan import list_backends
 
@@ -33,25 +36,43 @@ def tiny(plan: NetworkPlan) -> NetworkPlan:
     return replace(plan, stages=stages, patch_size=(4, 8, 8))
 
 
-def built(plan: NetworkPlan, device: str, backend: str) -> nn.Module:
-    """A network with the same weights every time."""
+def unplaced(plan: NetworkPlan, device: str, backend: str) -> nn.Module:
+    """A network with the same weights every time, channels first."""
     torch.manual_seed(0)
     network = create_network(plan).to(device)
     set_scan_backend(network, backend)
     return network
 
 
-def inference(network: nn.Module, image: torch.Tensor, channels_last: bool = False) -> Run:
+def built(plan: NetworkPlan, device: str, backend: str) -> nn.Module:
+    """The same, in the layout the predictor and the training give it."""
+    network = unplaced(plan, device, backend)
+    place(network, torch.device(device))
+    return network
+
+
+def _plain(run: Run) -> Run:
+    """With PyTorch's convolutions and norms instead of this project's."""
+
+    def plainly() -> None:
+        with mock.patch.object(fused_norm, "is_available", return_value=False):
+            run()
+
+    return plainly
+
+
+def inference(network: nn.Module, image: torch.Tensor) -> Run:
     """Predict one patch as the sliding window does."""
     network.eval()
     network.deep_supervision = False
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last_3d)
-        image = image.contiguous(memory_format=torch.channels_last_3d)
     device = image.device.type
 
     def run() -> None:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, torch.bfloat16, enabled=device == "cuda"),
+            measured_convolutions(),
+        ):
             network(image)
 
     return run
@@ -66,9 +87,10 @@ def training_step(network: nn.Module, image: torch.Tensor, recompute: bool = Fal
     device = image.device.type
 
     def run() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"), measured_convolutions():
             outputs = network(image)
-        sum(output.float().square().mean() for output in outputs).backward()
+        with measured_convolutions():
+            sum(output.float().square().mean() for output in outputs).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -80,12 +102,16 @@ def variants_of(plan: NetworkPlan, name: str, image: torch.Tensor, training: boo
     available = {status.name: status for status in list_backends(device, needs_gradient=True)}
     make = training_step if training else inference
     if name not in MAMBAS:
-        found: dict[str, Run | str] = {"as it is": _Lazy(lambda: make(built(plan, device, "auto"), image))}
-        if not training:
-            found["channels last"] = _Lazy(lambda: inference(built(plan, device, "auto"), image, channels_last=True))
-        return found
+        return {
+            "PyTorch's modules": _Lazy(lambda: _plain(make(unplaced(plan, device, "auto"), image))),
+            "as it is": _Lazy(lambda: make(built(plan, device, "auto"), image)),
+        }
     baseline = next(n for n in ("mamba_ssm", "triton", "numba", "pytorch") if available[n].available)
-    found = {f"released, {baseline}": _Lazy(lambda: make(as_released(built(plan, device, baseline), baseline), image))}
+    found: dict[str, Run | str] = {
+        f"released, {baseline}": _Lazy(
+            lambda: _plain(make(as_released(unplaced(plan, device, baseline), baseline), image))
+        )
+    }
     for backend in ("mamba_ssm", "triton", "numba"):
         if not available[backend].available:
             found[backend] = available[backend].reason
@@ -95,11 +121,10 @@ def variants_of(plan: NetworkPlan, name: str, image: torch.Tensor, training: boo
             found[f"{backend}, recomputed"] = _Lazy(
                 lambda backend=backend: training_step(built(plan, device, backend), image, recompute=True)
             )
-        else:
-            found[f"{backend}, channels last"] = _Lazy(
-                lambda backend=backend: inference(built(plan, device, backend), image, channels_last=True)
-            )
     found["without Mamba layers"] = _Lazy(lambda: make(without_mamba(built(plan, device, "auto")), image))
+    found["without Mamba layers, PyTorch's modules"] = _Lazy(
+        lambda: _plain(make(without_mamba(unplaced(plan, device, "auto")), image))
+    )
     return found
 
 
