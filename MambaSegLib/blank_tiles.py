@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    from MambaSegLib.memory_ladder import Placement
     from MambaSegLib.sliding_window import WeightedTiles
 
 ROUNDING = 1e-5
@@ -27,29 +27,36 @@ class BlankTile:
 
     def __init__(self) -> None:
         """Nothing is known yet."""
-        self._known: tuple[Values, Placement, WeightedTiles] | None = None
+        self._known: tuple[Values, WeightedTiles] | None = None
 
-    def result_for(self, values: Values, corner: tuple[int, int], placement: Placement) -> WeightedTiles | None:
-        """The remembered result, placed at the tile's corner; None if none of these values was made at this placement."""
-        if self._known is None:
+    def result_for(self, values: Values, corner: tuple[int, int], accumulator: torch.device) -> WeightedTiles | None:
+        """The remembered result, placed at the tile's corner, where the sums are; None if none has these values."""
+        if self._known is None or not same_values(self._known[0], values):
             return None
-        known, where, result = self._known
-        if where != placement or not all(map(_same, known, values)):
-            return None
+        result = self._known[1]
+        if result.probabilities.device != accumulator:  # memory ran out in between
+            entropies = None if result.entropies is None else result.entropies.to(accumulator)
+            result = replace(result, probabilities=result.probabilities.to(accumulator), entropies=entropies)
+            self._known = self._known[0], result
         return replace(result, corners=(corner,))
 
-    def remember(self, values: Values, result: WeightedTiles, placement: Placement) -> None:
+    def remember(self, values: Values, result: WeightedTiles) -> None:
         """Remember a blank tile's result in the place of the one before."""
-        self._known = values, placement, result
+        self._known = values, result
 
 
 def blank_values(tile: Tensor) -> Values | None:
     """Value per channel of a tile (C, Z, Y, X) that is constant but for rounding; None for any other."""
     first, last = tile[:, 0, 0, 0].tolist(), tile[:, -1, -1, -1].tolist()
     # Two opposite corners differ in nearly every tile that shows something; the rest need not be read then.
-    if not all(map(_same, first, last)):
+    if not same_values(first, last):
         return None
     return tuple(first) if all(map(_is_constant, tile, first)) else None
+
+
+def same_values(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether values are equal but for rounding."""
+    return all(map(_same, one, other))
 
 
 def _is_constant(channel: Tensor, value: float) -> bool:
@@ -60,16 +67,41 @@ def _same(one: float, other: float) -> bool:
     return abs(one - other) <= ROUNDING * max(1.0, abs(other))
 
 
-def split_by_blankness(
-    image: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]
-) -> tuple[dict[tuple[int, int], Values], list[tuple[int, int]]]:
-    """Tell blank tiles, with their values, from the others.
+@dataclass(frozen=True)
+class Row:
+    """The tiles that start in one slice.
+
+    Attributes:
+        start: That slice.
+        blank: First (y, x) of each blank tile, and its values.
+        others: First (y, x) of the tiles that show something.
+    """
+
+    start: int
+    blank: dict[tuple[int, int], Values]
+    others: tuple[tuple[int, int], ...]
+
+
+def row_of(image: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int], start: int) -> Row:
+    """Tell blank tiles from the others.
 
     Args:
         image: (C, patch depth, Y, X): the slices of a row of tiles, in main memory.
         corners: First (y, x) of each tile.
         size: (Y, X) of a tile.
+        start: The row's first slice.
     """
     found = {(y, x): blank_values(image[:, :, y : y + size[0], x : x + size[1]]) for y, x in corners}
     blank = {corner: values for corner, values in found.items() if values is not None}
-    return blank, [corner for corner in corners if corner not in blank]
+    return Row(start, blank, tuple(corner for corner in corners if corner not in blank))
+
+
+def count_computed(rows: Iterable[Row]) -> int:
+    """Tiles a network has to see: all but the blank ones that follow one of the same values."""
+    computed, known = 0, None
+    for row in rows:
+        for values in row.blank.values():
+            if known is None or not same_values(known, values):
+                computed, known = computed + 1, values
+        computed += len(row.others)
+    return computed

@@ -236,17 +236,21 @@ class Predictor:
         clock: Clock,
     ) -> Iterator[Slab]:
         from MambaSegLib.body_crop import box_to_predict, surrounded
-        from MambaSegLib.sliding_window import count_tiles, predict_probabilities
+        from MambaSegLib.sliding_window import predict_probabilities
 
         ensemble, image, overlap = self.ensemble, preprocessed.array, self.overlap
         box, air = box_to_predict(ensemble, image, self.bundle.manifest.plan, ladder, overlap, disagreement)
-        total = count_tiles(box.shape, ensemble.patch_size, overlap)
-        estimate = TimeEstimate(total, clock, self._remembered_tile_s())
-        report(Progress("Predicting", 0, total, estimate.seconds_expected()))
+        estimate: TimeEstimate | None = None
 
-        def on_tile(done: int, all_: int) -> None:
-            report(Progress("Predicting", done, all_, estimate.seconds_left(done)))
-            if done == all_:
+        def on_tile(done: int, total: int) -> None:
+            nonlocal estimate
+            if estimate is None:
+                estimate = TimeEstimate(total, clock, self._remembered_tile_s())
+                left = estimate.seconds_expected()
+            else:
+                left = estimate.seconds_left(done)
+            report(Progress("Predicting", done, total, left))
+            if done == total:
                 self._remember_tile_s(estimate.step_s())
 
         part = image[(slice(None), *box.slices)]

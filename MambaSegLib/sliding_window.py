@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MambaSegLib.blank_tiles import BlankTile, split_by_blankness
+from MambaSegLib.blank_tiles import BlankTile, Row, count_computed, row_of
 from MambaSegLib.devices import measured_convolutions, place
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from MambaSegLib.networks.contract import SegmentationNetwork
 
 TileCallback = Callable[[int, int], None]
-"""Called with the finished and all tiles; ends the work by raising."""
+"""Called with the finished and all tiles that are computed; ends the work by raising."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ def mirrorings(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 def count_tiles(shape: Sequence[int], patch_size: IntTriple, overlap: float) -> int:
     """Tiles of a volume."""
     return int(np.prod([len(tile_starts(n, p, overlap)) for n, p in zip(shape, patch_size, strict=True)]))
+
+
+def tiles_to_compute(image: Array, patch_size: IntTriple, overlap: float) -> int:
+    """Tiles of a preprocessed image (C, Z, Y, X) that a network has to see; blank ones count once."""
+    padded = np.pad(image, [(0, 0), *_padding(image.shape[1:], patch_size)])
+    return count_computed(_rows(torch.from_numpy(padded), patch_size, overlap))
 
 
 def accumulator_bytes(ensemble: Ensemble, shape: Sequence[int]) -> int:
@@ -179,7 +185,8 @@ def predict_probabilities(
         overlap: Fraction of a tile that its neighbor covers again, 0 to below 1.
         disagreement: Also yield how much members (folds, mirrored versions, overlapping tiles) differ: the entropy of
             their mean less the mean of their entropies (mutual information), as a fraction of the largest entropy.
-        on_tile: Called after every batch of tiles.
+        on_tile: Called before the first and after every batch of tiles. Tiles that need not be computed, because they
+            are as blank as one before, do not count.
 
     Yields:
         Slabs from Z = 0 on, without gaps, each overwritten by the next.
@@ -194,21 +201,20 @@ def predict_probabilities(
     shape: IntTriple = image.shape[1:]
     padding = _padding(shape, ensemble.patch_size)
     padded = torch.from_numpy(np.pad(image, [(0, 0), *padding]) if any(map(any, padding)) else image)
-    rows, columns, files = (
-        tile_starts(n, p, overlap) for n, p in zip(padded.shape[1:], ensemble.patch_size, strict=True)
-    )
-    corners = list(product(columns, files))
+    rows = _rows(padded, ensemble.patch_size, overlap)
     open_slices = ladder.on_accumulator(lambda device: _OpenSlices(ensemble, padded.shape[2:], disagreement, device))
-    total, done = len(rows) * len(corners), 0
+    total, done = count_computed(rows), 0
     blank = BlankTile()
-    for row, following in zip(rows, [*rows[1:], padded.shape[1]], strict=True):
-        for tiles in _row_of_tiles(ensemble, padded, row, corners, ladder, blank, disagreement):
+    on_tile(done, total)
+    for row, following in zip(rows, [*(row.start for row in rows[1:]), padded.shape[1]], strict=True):
+        for tiles, computed in _row_of_tiles(ensemble, padded, row, ladder, blank, disagreement):
             open_slices.to(ladder.placement.accumulator)
             open_slices.add(tiles)
-            done += len(tiles.corners)
-            on_tile(done, total)
-        finished = following - row
-        yield _unpadded(open_slices.finish(finished), row, padding, shape)
+            if computed:
+                done += len(tiles.corners)
+                on_tile(done, total)
+        finished = following - row.start
+        yield _unpadded(open_slices.finish(finished), row.start, padding, shape)
         open_slices.advance(finished)
 
 
@@ -290,20 +296,29 @@ class _Uploaded:
         return self._there
 
 
+def _rows(image: Tensor, patch_size: IntTriple, overlap: float) -> list[Row]:
+    """All tiles. They are looked at in main memory: a question to a GPU waits for all it has to do."""
+    rows, columns, files = (tile_starts(n, p, overlap) for n, p in zip(image.shape[1:], patch_size, strict=True))
+    depth, *size = patch_size
+    corners = list(product(columns, files))
+    return [row_of(image[:, z : z + depth], corners, (size[0], size[1]), z) for z in rows]
+
+
 def _row_of_tiles(
     ensemble: Ensemble,
     image: Tensor,
-    z: int,
-    corners: Sequence[tuple[int, int]],
+    row: Row,
     ladder: MemoryLadder,
     blank: BlankTile,
     with_entropy: bool,
-) -> Iterator[WeightedTiles]:
-    """Batches of tiles at one Z and their results; where memory is short, the ladder steps down and it tries again."""
+) -> Iterator[tuple[WeightedTiles, bool]]:
+    """Batches of tiles at one Z, and whether they were computed; where memory is short, the ladder steps down.
+
+    Blank tiles come first, so that the others fill whole batches.
+    """
     depth, height, width = ensemble.patch_size
     importance = importance_map(ensemble.patch_size)
-    shown = image[:, z : z + depth]
-    slices = _Uploaded(shown)
+    slices = _Uploaded(image[:, row.start : row.start + depth])
 
     @torch.inference_mode()
     def compute(placement: Placement, batch: Sequence[tuple[int, int]]) -> WeightedTiles:
@@ -320,18 +335,17 @@ def _row_of_tiles(
     def computed(left: Sequence[tuple[int, int]]) -> WeightedTiles:
         return ladder.run(lambda placement: compute(placement, left[: placement.tile_batch]))
 
-    # Looked at in main memory: a question to a GPU waits for all it has to do.
-    nothing, something = split_by_blankness(shown, corners, (height, width))
-    for corner, values in nothing.items():
-        result = blank.result_for(values, corner, ladder.placement)
-        if result is None:
-            result = computed([corner])
-            blank.remember(values, result, ladder.placement)
-        yield result
-    while something:
-        result = computed(something)
-        yield result
-        something = something[len(result.corners) :]
+    for corner, values in row.blank.items():
+        known = blank.result_for(values, corner, ladder.placement.accumulator)
+        result = known or computed([corner])
+        if known is None:
+            blank.remember(values, result)
+        yield result, known is None
+    left = row.others
+    while left:
+        result = computed(left)
+        yield result, True
+        left = left[len(result.corners) :]
 
 
 def _autocast(device: torch.device) -> torch.autocast | nullcontext[None]:

@@ -270,7 +270,7 @@ def test_progress_counts_every_tile_and_estimates_the_time_left():
         now[0] += 2.0
 
     plan = make_plan(crop_to_nonzero=False)
-    predictor(plan).predict(axial(np.ones((8, 8, 48))), progress, clock=lambda: now[0])
+    predictor(plan).predict(axial(np.random.default_rng(0).random((8, 8, 48))), progress, clock=lambda: now[0])
     assert [r.stage for r in reports[:2]] == ["Preprocessing"] * 2
     tiles = [r for r in reports if r.stage == "Predicting"]
     assert [(r.done, r.total) for r in tiles] == [(k, 11) for k in range(12)]
@@ -459,7 +459,7 @@ def test_the_time_of_a_tile_is_remembered_for_the_start_of_the_next_volume(tmp_p
     """Each clock reading is a second later, so tiles take whole seconds; the second volume's estimate comes at once."""
     speeds, reports = tmp_path / "speeds.json", []
     ticks = iter(range(10_000))
-    volume = axial(np.ones((8, 8, 40), np.int16))
+    volume = axial(np.random.default_rng(0).random((8, 8, 40)))
     for _ in range(2):
         found = []
         predictor(speeds=speeds).predict(volume, found.append, clock=lambda: float(next(ticks)))

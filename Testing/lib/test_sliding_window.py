@@ -18,6 +18,7 @@ from MambaSegLib.sliding_window import (
     mirrorings,
     predict_probabilities,
     tile_starts,
+    tiles_to_compute,
 )
 from MambaSegLib.time_estimate import TimeEstimate
 
@@ -196,7 +197,19 @@ def test_every_tile_is_reported_once():
     collect(ensemble, image, cpu_ladder(2), on_tile=lambda done, total: reports.append((done, total)))
     total = count_tiles((17, 9, 16), (8, 8, 8), 0.5)
     assert total == 4 * 2 * 3
-    assert reports == [(done, total) for done in range(2, total + 1, 2)]
+    assert reports == [(done, total) for done in range(0, total + 1, 2)]
+
+
+def test_blank_tiles_that_need_not_be_computed_are_not_counted():
+    image = np.full((1, 8, 8, 64), -1.0, np.float32)
+    image[..., 20:30] = 3.0  # the second value reaches into tiles, none of which is blank
+    image[..., 40] = noise((8, 8))
+    ensemble, reports = Ensemble((ConvNetwork(1),), exclusive_classes(3), (8, 8, 8)), []
+    collect(ensemble, image, on_tile=lambda done, total: reports.append((done, total)))
+    # By hand, tiles start at 0, 4, 8, ..., 56. Blank with -1: 0 to 12 and 32, 44 to 56; with 3: 20; others: 16, 24, 28, 36, 40.
+    # Blank ones first: -1 is computed, then 3, then -1 again.
+    assert reports == [(done, 8) for done in range(9)]
+    assert tiles_to_compute(image, (8, 8, 8), 0.5) == 8
 
 
 class Counting(ConvNetwork):
@@ -290,7 +303,7 @@ def test_raising_from_the_callback_ends_the_work_at_that_tile():
     )
     with pytest.raises(CancelledError):
         list(slabs)
-    assert calls == [1, 2, 3]
+    assert calls == [0, 1, 2, 3]
 
 
 class NotANumber(ConvNetwork):
