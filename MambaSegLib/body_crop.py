@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from MambaSegLib.devices import place
 from MambaSegLib.geometry import Array, Box
 from MambaSegLib.normalization import normalize
 from MambaSegLib.preprocessing import bounding_box
@@ -137,7 +138,7 @@ def _air(ensemble: Ensemble, values: list[float], ladder: MemoryLadder, disagree
 
     def compute(placement: Placement) -> Air | None:
         for network in ensemble.networks:
-            network.to(placement.device)
+            place(network, placement.device)
         found, entropy = ensemble.tile_probabilities(tile.to(placement.device).contiguous(), disagreement)
         if bool((ensemble.readout.classes(found) != 0).any()):
             return None

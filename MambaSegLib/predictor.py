@@ -92,6 +92,7 @@ class Predictor:
         backend: Scan backend it computes with, "none" if its network scans nothing.
         folds: Folds whose networks are averaged.
         overlap: Fraction of a tile that its neighbor covers again.
+        tile_batch: Tiles computed at a time; None for what suits the device.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Predictor:
         self.backend = self._backend_on(self.device)
         self._mirroring, self._mirroring_named = how.mirroring, bool(mirroring)
         self.overlap = how.overlap
-        self._tile_batch = tile_batch
+        self.tile_batch = tile_batch
         self._speeds = speeds
         self._engine = engine
 
@@ -200,6 +201,22 @@ class Predictor:
             seconds=seconds,
         )
 
+    def tiles(self, volume: Volume) -> int:
+        """Tiles of a volume that `predict` would compute, found out without computing them.
+
+        Raises:
+            InputError: As `predict`.
+        """
+        from MambaSegLib.body_crop import box_to_predict
+        from MambaSegLib.sliding_window import tiles_to_compute
+
+        plan = self.bundle.manifest.plan
+        preprocessed = preprocess(volume, plan)
+        image, ladder = preprocessed.array, self._ladder(preprocessed)
+        box, air = box_to_predict(self.ensemble, image, plan, ladder, self.overlap, False)
+        counted = tiles_to_compute(image[(slice(None), *box.slices)], plan.patch_size, self.overlap)
+        return counted + (air is not None)
+
     @property
     def ensemble(self) -> Ensemble:
         """The networks and how they are combined."""
@@ -224,7 +241,7 @@ class Predictor:
         from MambaSegLib.sliding_window import accumulator_bytes
 
         needed = accumulator_bytes(self.ensemble, preprocessed.array.shape[1:])
-        tile_batch = self._tile_batch or tiles_at_a_time(self.device, prod(self.ensemble.patch_size))
+        tile_batch = self.tile_batch or tiles_at_a_time(self.device, prod(self.ensemble.patch_size))
         return MemoryLadder(first_placement(self.device, tile_batch, needed))
 
     def _slabs(

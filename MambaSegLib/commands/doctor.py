@@ -60,7 +60,7 @@ def _devices(machine: Machine) -> tuple[str, ...]:
 def _estimate(arguments: argparse.Namespace, reporter: Reporter) -> Estimate:
     bundle = load_bundle(arguments.model, models_dir=arguments.models_dir)
     volume = read_inputs(parse_inputs(arguments.input), arguments, reporter)
-    return estimate(make_predictor(bundle, arguments), volume.geometry)
+    return estimate(make_predictor(bundle, arguments), volume)
 
 
 def _about(machine: Machine) -> Iterator[str]:

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-for folder in (HERE / "gpu", HERE.parents[1] / "Training", HERE.parents[1]):
+for folder in (HERE / "gpu", HERE / "common", HERE.parents[1] / "Training", HERE.parents[1]):
     sys.path.insert(0, str(folder))
 
 import torch

@@ -4,6 +4,7 @@
     python Testing/benchmarks/bench_layer.py --stages 1 --orders # every order against memory order
 
 "unfused" makes every intermediate result in memory, as mamba-ssm's modules do, with this library's numba scan and convolution.
+"training" is forward and backward of that form, with gradients of the features and all weights; `--no-training` leaves it out.
 Feature maps are an eighth of a 48 x 192 x 192 patch's first two stages and whole ones beyond; cost is linear in the voxels.
 Processor time of one thread, the smallest of the repeats. Prints Markdown, and writes OUTPUT.md and OUTPUT.json.
 """
@@ -15,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -51,6 +53,7 @@ class Measurement:
     voxels: int
     fused_s: list[float]
     unfused_s: list[float]
+    training_s: list[float]
 
     @property
     def speedup(self) -> float:
@@ -58,13 +61,12 @@ class Measurement:
         return min(self.unfused_s) / min(self.fused_s)
 
 
-def measure(stage: int, states: int, order: str, repeats: int) -> Measurement:
-    """Both forms in turn, so that a busy moment of the computer meets them alike."""
+def measure(stage: int, states: int, order: str, repeats: int, training: bool) -> Measurement:
+    """All forms in turn, so that a busy moment of the computer meets them alike."""
     channels, sizes = STAGES[stage]
     torch.manual_seed(0)
-    layer = MambaLayer3d(channels, [ScanPath.parse(order)], min(states, channels), False, "linear").requires_grad_(
-        False
-    )
+    trained = MambaLayer3d(channels, [ScanPath.parse(order)], min(states, channels), False, "linear")
+    layer = deepcopy(trained).requires_grad_(False)
     features = torch.randn(1, channels, *sizes).to(memory_format=torch.channels_last_3d)
     tokens = FeatureMap(np.ascontiguousarray(features[0].permute(1, 2, 3, 0).numpy()), channels)
     twin, workspace = FusedMambaLayer(layer), Workspace()
@@ -77,10 +79,19 @@ def measure(stage: int, states: int, order: str, repeats: int) -> Measurement:
     def fused() -> None:
         workspace.give(twin.run(tokens, workspace, 1).array)
 
-    times = [[_processor_s(form) for form in (fused, unfused)] for _ in range(repeats + 1)][1:]
+    leaf = features.clone().requires_grad_()
+
+    def forward_and_backward() -> None:
+        leaf.grad = None
+        trained.zero_grad()
+        trained(leaf).sum().backward()
+
+    forms = (fused, unfused, forward_and_backward) if training else (fused, unfused)
+    times = [[_processor_s(form) for form in forms] for _ in range(repeats + 1)][1:]
     voxels = sizes[0] * sizes[1] * sizes[2]
+    columns = [list(column) for column in zip(*times, strict=True)]
     return Measurement(
-        stage, channels, min(states, channels), order, voxels, [t[0] for t in times], [t[1] for t in times]
+        stage, channels, min(states, channels), order, voxels, columns[0], columns[1], columns[2] if training else []
     )
 
 
@@ -93,14 +104,17 @@ def _processor_s(work: Callable[[], object]) -> float:
 def table(measurements: list[Measurement]) -> str:
     """Markdown."""
     lines = [
-        "| stage | channels | states | order | fused ns/voxel | unfused ns/voxel | speed-up | 1e9 state updates/s, fused |",
-        "|--:|--:|--:|---|--:|--:|--:|--:|",
+        "| stage | channels | states | order | fused ns/voxel | unfused ns/voxel | speed-up | 1e9 updates/s, fused | training ns/voxel | x unfused |",
+        "|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for m in measurements:
         fused, unfused = (min(t) / m.voxels * 1e9 for t in (m.fused_s, m.unfused_s))
         rate = 2 * m.channels * m.states / fused
+        training = [min(m.training_s) / m.voxels * 1e9] if m.training_s else []
+        last = " | ".join(f"{t:.0f} | {t / unfused:.2f}" for t in training) or " | "
         lines.append(
-            f"| {m.stage} | {m.channels} | {m.states} | {m.order} | {fused:.0f} | {unfused:.0f} | {m.speedup:.1f} | {rate:.2f} |"
+            f"| {m.stage} | {m.channels} | {m.states} | {m.order} | {fused:.0f} | {unfused:.0f} | {m.speedup:.1f} | {rate:.2f} "
+            f"| {last} |"
         )
     return "\n".join(lines)
 
@@ -111,6 +125,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, choices=STAGES, default=list(STAGES))
     parser.add_argument("--states", nargs="+", type=int, default=[16, 256], help="at most as many as channels")
     parser.add_argument("--orders", action="store_true", help="all twelve orders, not memory order alone")
+    parser.add_argument("--no-training", action="store_true", help="leave forward + backward out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("bench_layer"), help="without suffix")
     options = parser.parse_args()
@@ -123,7 +138,7 @@ def main() -> None:
     for stage in options.stages:
         for states in options.states:
             for order in orders:
-                found.append(measure(stage, states, order, options.repeats))
+                found.append(measure(stage, states, order, options.repeats, not options.no_training))
                 print(table(found[-1:]).splitlines()[-1], flush=True)
     text = f"{table(found)}\n\nLeast of {options.repeats}. {computer()}\n"
     options.output.parent.mkdir(parents=True, exist_ok=True)

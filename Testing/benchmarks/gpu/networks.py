@@ -8,7 +8,6 @@ the convolutions alone take, with this project's norms and layout, and with PyTo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -16,6 +15,7 @@ from MambaSegTraining.named_plans import NAMED_PLANS, named_plan
 from measuring import Row, Run, Settings, race
 from released import as_released, without_mamba
 from torch import nn
+from volumes import tiny
 
 from MambaSegLib.devices import measured_convolutions, place
 from MambaSegLib.networks import create_network, fused_norm, set_recompute, set_scan_backend
@@ -25,15 +25,6 @@ from MambaSegLib.scan import list_backends
 MAMBAS = ("mamba_unet_unidirectional", "mamba_unet_bidirectional", "mamba_unet_multidirectional")
 NETWORKS = (*MAMBAS, "nnunet", "nnunet_resenc")
 TINY_NETWORKS = ("mamba_unet_bidirectional", "nnunet")
-
-
-def tiny(plan: NetworkPlan) -> NetworkPlan:
-    """The same network with two stages and few features."""
-    stages = tuple(
-        replace(stage, features=4 * (k + 1), stride=(2, 2, 2) if k else (1, 1, 1), blocks=1, decoder_blocks=1)
-        for k, stage in enumerate(plan.stages[:2])
-    )
-    return replace(plan, stages=stages, patch_size=(4, 8, 8))
 
 
 def unplaced(plan: NetworkPlan, device: str, backend: str) -> nn.Module:
