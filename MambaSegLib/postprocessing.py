@@ -159,6 +159,8 @@ def _slices(last: Slab | None, slab: Slab, start: int, stop: int) -> Slab:
     inside = replace(_map(slab, lambda a: a[max(start - slab.start, 0) : stop - slab.start]), start=start)
     if start >= slab.start or last is None:
         return inside
+    # Where memory ran out in between, the sums moved to main memory.
+    last = _map(last, lambda a: a.to(slab.probabilities.device))
     probabilities = torch.cat([last.probabilities, inside.probabilities])
     if last.disagreement is None or inside.disagreement is None:
         return Slab(start, probabilities)

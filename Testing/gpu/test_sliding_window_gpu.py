@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from MambaSegLib.memory_ladder import MemoryLadder, Placement, first_placement
+from MambaSegLib.postprocessing import resampled_slabs
 from MambaSegLib.readout import exclusive_classes
-from MambaSegLib.sliding_window import Ensemble, predict_probabilities
+from MambaSegLib.sliding_window import Ensemble, Slab, predict_probabilities
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,6 +72,42 @@ def test_the_ladder_ends_on_the_cpu_with_the_cpus_result():
 def test_sums_too_large_for_the_device_start_in_main_memory():
     assert first_placement(CUDA, 1, 2**50).accumulator == CPU
     assert first_placement(CUDA, 1, 2**20).accumulator == CUDA
+
+
+class Counting(ConvNetwork):
+    """Counts the tiles it was given."""
+
+    tiles = 0
+
+    def forward(self, image):
+        self.tiles += len(image)
+        return super().forward(image)
+
+
+def test_blank_tiles_are_computed_once_among_batches_and_give_the_cpus_probabilities():
+    image = np.full((2, 16, 16, 128), -2.5, np.float32)
+    image[:, 5:9, 5:9, 50:60] = np.random.default_rng(0).normal(size=(2, 4, 4, 10))
+    found = {}
+    for placement in (Placement(CPU, CPU), Placement(CUDA, CUDA, 4), Placement(CUDA, CPU, 4)):
+        network = Counting()
+        ensemble = Ensemble((network,), exclusive_classes(3), (16, 16, 16))
+        slabs = predict_probabilities(ensemble, image, MemoryLadder(placement))
+        found[placement] = np.concatenate([slab.probabilities.cpu().clone().numpy() for slab in slabs])
+        assert network.tiles == 1 + 3  # of 15: the content lies in the tiles that start at 40, 48 and 56
+    expected, *others = found.values()
+    for other in others:
+        np.testing.assert_allclose(other, expected, atol=0.02)
+
+
+def test_slabs_that_move_to_main_memory_on_the_way_are_resampled_all_the_same():
+    probabilities = torch.rand(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    parts = [Slab(0, probabilities[:3]), Slab(3, probabilities[3:])]
+    moved = [Slab(0, probabilities[:3].cuda()), Slab(3, probabilities[3:])]
+    expected, found = (
+        torch.cat([slab.probabilities.cpu() for slab in resampled_slabs(slabs, (6, 4, 5), (11, 7, 9))])
+        for slabs in (parts, moved)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 class WideNetwork(ConvNetwork):
