@@ -51,11 +51,14 @@ class ConvNorm(nn.Sequential):
 
 
 def _convolved(convolution: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution, for kernels (1, k, k) as a 2D one of all slices: cuDNN has slow kernels only for them in 3D."""
+    """The convolution with channels last; for kernels (1, k, k) as a 2D one of all slices, which cuDNN has faster kernels for."""
     weight, stride, padding = convolution.weight, convolution.stride, cast("IntTriple", convolution.padding)
-    if weight.shape[2] > 1 or weight.shape[3] == 1 or stride[0] > 1 or x.shape[1] < FEWEST_CHANNELS:
+    if x.shape[1] < FEWEST_CHANNELS:
         return functional.conv3d(x, weight, bias, stride, padding)
-    slices = x.contiguous(memory_format=torch.channels_last_3d).transpose(1, 2).flatten(0, 1)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    if weight.shape[2] > 1 or weight.shape[3] == 1 or stride[0] > 1:
+        return functional.conv3d(x, weight, bias, stride, padding)
+    slices = x.transpose(1, 2).flatten(0, 1)
     y = functional.conv2d(slices, weight[:, :, 0], bias, stride[1:], padding[1:])
     return y.view(len(x), -1, *y.shape[1:]).transpose(1, 2)
 

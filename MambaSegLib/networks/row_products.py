@@ -13,6 +13,8 @@ PARTS = 128
 millions of rows; as this many products at once it fills the GPU."""
 SHORTEST_PART = 512
 """Rows; below it one product is as fast."""
+MANY_ROWS = 1 << 16
+"""From here on a pass over the result costs more than launches do."""
 
 
 def multiply_rows(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,9 +31,15 @@ def multiply_rows(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return torch.bmm(rows, weight)
-    if len(rows) == 1:  # libraries add a bias on the way here, and in a pass of its own below
+    if len(rows) == 1:
         return torch.addmm(bias[0], rows[0], weight[0])[None]
-    return torch.baddbmm(bias[:, None], rows, weight)
+    if rows.shape[1] < MANY_ROWS or torch.is_grad_enabled():
+        return torch.baddbmm(bias[:, None], rows, weight)
+    # One product adds a bias on its way; a batch of products first fills the result with it.
+    result = rows.new_empty(len(rows), rows.shape[1], weight.shape[2])
+    for group, own in enumerate(result):
+        torch.addmm(bias[group], rows[group], weight[group], out=own)
+    return result
 
 
 class _RowProduct(torch.autograd.Function):

@@ -20,7 +20,7 @@ from MambaSegLib.scan.order import ScanOrder
 from MambaSegLib.scan.paths import Grid
 from MambaSegLib.scan.triton_tuning import ScanConfig
 
-SCRATCH_BYTES = 256 << 20
+SCRATCH_BYTES = 512 << 20
 """The backward pass does as many chunks at a time as need no more than this in states and partial sums."""
 COMMON = {"enable_fp_fusion": True}
 """a b + c in one rounding, whatever this version of Triton does by default."""

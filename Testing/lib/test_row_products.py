@@ -10,7 +10,9 @@ from MambaSegLib.networks.row_products import multiply_rows, weight_gradient
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("rows", [40, 64, 67])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_values_and_gradients_are_those_of_plain_products(monkeypatch, groups, rows, with_bias):
+@pytest.mark.parametrize("many_rows", [1, 1000])
+def test_values_and_gradients_are_those_of_plain_products(monkeypatch, groups, rows, with_bias, many_rows):
+    monkeypatch.setattr(row_products, "MANY_ROWS", many_rows)
     monkeypatch.setattr(row_products, "PARTS", 8)
     monkeypatch.setattr(row_products, "SHORTEST_PART", 6)  # 40 rows are not divided, 64 evenly, 67 with a rest
     generator = torch.Generator().manual_seed(0)
