@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU; the figures mean nothing then")
     parser.add_argument("--tune", action="store_true", help="search the fastest division of each scan first")
+    parser.add_argument("--plans", nargs="+", default=["synapse", "acdc", "braintumour"], help="of the networks")
+    parser.add_argument("--networks", nargs="+", default=[], help="by name (default: the paper's and nnU-Net's)")
     parser.add_argument("--output", type=Path, default=Path("bench_gpu"), help="without suffix")
     options = parser.parse_args()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -43,7 +45,7 @@ def main() -> int:
         return 0
     if options.tiny:
         torch.set_num_threads(1)  # threads that wait for one another take longer than the work
-    settings = Settings(options.device, options.repeats, options.tiny)
+    settings = Settings(options.device, options.repeats, options.tiny, tuple(options.plans), tuple(options.networks))
     host = computer(options.device)
     print(", ".join(f"{key}: {value}" for key, value in host.items()), flush=True)
     if options.tune:

@@ -40,7 +40,7 @@ def test_every_part_measures_what_runs_here_and_says_why_the_rest_does_not(tmp_p
     ran = {(row["case"], row["variant"]) for row in rows if row["seconds"]}
     assert all(row["seconds"] or row["note"] for row in rows)
     cases = {case for case, _ in ran}
-    assert ("tiny float32 forward + backward", "pytorch") in ran
+    assert ("tiny bfloat16 forward + backward", "pytorch") in ran
     assert "tiny multidirectional forward + backward" in cases
     assert any("nnunet training step" in case for case in cases)
     assert {"read", "preprocess", "predict", "postprocess", "write", "total"} <= {

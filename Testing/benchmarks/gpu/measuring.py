@@ -21,11 +21,15 @@ class Settings:
         device: "cuda", "cuda:1"; "cpu" to see that they work.
         repeats: Rounds whose median counts.
         tiny: Sizes that take seconds on a CPU; the figures mean nothing then.
+        plans: Named plans whose networks are measured.
+        networks: Names of networks; () for all of the paper's comparison.
     """
 
     device: str
     repeats: int = 5
     tiny: bool = False
+    plans: tuple[str, ...] = ("synapse", "acdc", "braintumour")
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

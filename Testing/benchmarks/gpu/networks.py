@@ -103,7 +103,7 @@ def variants_of(plan: NetworkPlan, name: str, image: torch.Tensor, training: boo
             lambda: _plain(make(as_released(unplaced(plan, device, baseline), baseline), image))
         )
     }
-    for backend in ("mamba_ssm", "triton", "numba"):
+    for backend in ("triton", "numba"):
         if not available[backend].available:
             found[backend] = available[backend].reason
             continue
@@ -133,8 +133,8 @@ class _Lazy:
 
 def measure(settings: Settings) -> Iterator[list[Row]]:
     """One table after the other."""
-    for plan_name in NAMED_PLANS[:1] if settings.tiny else ("synapse", "acdc", "braintumour"):
-        for name in TINY_NETWORKS if settings.tiny else NETWORKS:
+    for plan_name in NAMED_PLANS[:1] if settings.tiny else settings.plans:
+        for name in TINY_NETWORKS if settings.tiny else settings.networks or NETWORKS:
             named = named_plan(plan_name, name)
             plan = tiny(named.plan.network) if settings.tiny else named.plan.network
             for training in (False, True):
