@@ -4,7 +4,7 @@
     python Testing/benchmarks/bench_volume.py --ct       # and a CT, 150 slices of 512 x 512: ten minutes
     python Testing/benchmarks/bench_volume.py --device cuda --ct --repeats 3
 
-The network is the paper's full-width Multidirectional one with random weights on the published plans: it costs what a trained
+The network is the paper's full-width Multidirectional one (`--preset`) with random weights on the published plans: it costs what a trained
 one costs, but calls air anything, so that the CT is not cropped to the body (`MambaSegLib/body_crop.py`) and takes longer than
 with a trained one. Each row is a process of its own, because a process never gives back its peak; one tile is computed before
 the clock starts. Prints a Markdown table and writes it to OUTPUT.md, with every single measurement in OUTPUT.json.
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One volume; seconds of every repeat by phase."""
+    """One volume; seconds of every repeat by phase, and processor seconds of all threads from file to file."""
 
     case: str
     network: str
@@ -54,6 +55,7 @@ class Row:
     quality: str
     tiles: int
     seconds: dict[str, list[float]]
+    processor_s: list[float]
     peak_gib: float
     device: str
     backend: str
@@ -74,7 +76,7 @@ def measure(name: str, options: argparse.Namespace) -> Row:
     if options.threads:
         torch.set_num_threads(options.threads)
     case = CASES[name]
-    plan = named_plan(case.plan, NETWORK).plan
+    plan = named_plan(case.plan, NETWORK, {"preset": options.preset}).plan
     if options.tiny:
         plan = replace(plan, network=tiny(plan.network))
     volume = tissue_in_air(case.tiny if options.tiny else case.shape, case.spacing_mm or plan.spacing_mm)
@@ -82,6 +84,7 @@ def measure(name: str, options: argparse.Namespace) -> Row:
         volume = replace(volume, array=np.clip(volume.array, -100, None) + 101)
     predictor = Predictor(random_bundle(plan), device=options.device, engine=options.engine, quality=options.quality)
     tiles, seconds = predictor.tiles(volume), {phase: list[float]() for phase in PHASES}
+    processor_s: list[float] = []
     for network in predictor.ensemble.networks:
         place(network, predictor.device)
     noise = torch.randn((1, len(plan.channels), *plan.patch_size)).to(predictor.device)
@@ -91,11 +94,13 @@ def measure(name: str, options: argparse.Namespace) -> Row:
         write_volume(volume.array[0], volume.geometry, source)
         del volume
         for repeat in range(options.repeats):
+            start = time.process_time()
             prediction, found = from_file_to_file(predictor, source, Path(folder) / f"{repeat}.seg.nrrd")
+            processor_s.append(time.process_time() - start)
             for phase, value in found.items():
                 seconds[phase].append(value)
     return Row(
-        name, NETWORK, prediction.labels.array.shape, options.quality, tiles, seconds, peak_gib(),
+        name, f"{NETWORK}, {options.preset}", prediction.labels.array.shape, options.quality, tiles, seconds, processor_s, peak_gib(),
         prediction.device, prediction.backend, torch.get_num_threads(),
     )  # fmt: skip
 
@@ -104,14 +109,14 @@ def table(rows: list[Row]) -> str:
     """Markdown; medians."""
     phases = list(rows[0].seconds)
     lines = [
-        f"| volume | voxels | quality | tiles | {' | '.join(f'{phase} s' for phase in phases)} | peak GiB | device |",
-        f"|---|---|---|{'--:|' * (len(phases) + 2)}---|",
+        f"| volume | network | voxels | quality | tiles | {' | '.join(f'{phase} s' for phase in phases)} | processor s | peak GiB | device |",
+        f"|---|---|---|---|{'--:|' * (len(phases) + 3)}---|",
     ]
     for row in rows:
         times = " | ".join(f"{statistics.median(values):.2f}" for values in row.seconds.values())
         lines.append(
-            f"| {row.case} | {' x '.join(map(str, row.shape))} | {row.quality} | {row.tiles} | {times} "
-            f"| {row.peak_gib:.2f} | {row.device}, {row.threads} threads |"
+            f"| {row.case} | {row.network} | {' x '.join(map(str, row.shape))} | {row.quality} | {row.tiles} | {times} "
+            f"| {statistics.median(row.processor_s):.2f} | {row.peak_gib:.2f} | {row.device}, {row.threads} threads |"
         )
     return "\n".join(lines)
 
@@ -124,6 +129,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="auto", choices=("auto", "fused", "pytorch"))
     parser.add_argument("--quality", nargs="+", default=["standard"], choices=("fast", "standard", "best"))
+    parser.add_argument(
+        "--preset",
+        default="paper",
+        choices=("paper", "released"),
+        help="four one-way scans a layer, or eight as released",
+    )
     parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="sizes that take seconds; the figures mean nothing then")
@@ -141,7 +152,16 @@ def main() -> None:
     for name in chosen:
         for quality in options.quality:
             command = [sys.executable, __file__, "--here", "--only", name, "--quality", quality]
-            command += ["--device", options.device, "--engine", options.engine, "--repeats", str(options.repeats)]
+            command += [
+                "--preset",
+                options.preset,
+                "--device",
+                options.device,
+                "--engine",
+                options.engine,
+                "--repeats",
+                str(options.repeats),
+            ]
             command += ["--threads", str(options.threads)] if options.threads else []
             command += ["--tiny"] if options.tiny else []
             found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

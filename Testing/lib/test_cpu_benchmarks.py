@@ -47,6 +47,7 @@ def test_volumes_are_segmented_from_file_to_file_and_every_phase_is_timed(tmp_pa
         total = seconds.pop("total")
         assert 0.9 * total < sum(seconds.values()) <= total
         assert 0.05 < row["peak_gib"] < 4
+        assert 0 < row["processor_s"][0] < 60
     # 6 x 20 x 20 voxels in tiles of 4 x 8 x 8: (2, 3, 3) that overlap by a quarter, (2, 4, 4) by half.
     assert (fast["tiles"], standard["tiles"]) == (18, 32)
 
