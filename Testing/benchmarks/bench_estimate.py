@@ -8,6 +8,8 @@ FOLDER holds data sets in nnU-Net's layout (NAME/Dataset*/imagesTr) and CTs anyw
 segmented by the model that comes along; other MR by a Multidirectional network with random weights on a plan made of the
 images' own size; CTs by the one of the "synapse" plan with random weights, or "--ct-width" of it. Each volume is estimated,
 then segmented. "ratio" is predicted over true time; right within 30 % means 0.77 to 1.30 on a computer that does nothing else.
+On a busy one, "load" tells what share of its time the process was given while estimating and while segmenting, and "ratio,
+processor" is what the ratio would be had both been the same.
 Prints a Markdown table and writes it to OUTPUT.md, with the figures in OUTPUT.json.
 """
 
@@ -18,10 +20,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "Training"), str(ROOT / "Testing" / "benchmarks" / "common")]
@@ -36,9 +38,11 @@ from MambaSegLib.commands.estimate import estimate
 from MambaSegLib.cpu.choice import computer
 from MambaSegLib.plan import Channel, Normalization, Plan
 from MambaSegLib.predictor import Predictor
+from MambaSegLib.progress import Progress
 from MambaSegLib.volume import Volume
 from MambaSegLib.volume_io import read_volume
 
+T = TypeVar("T")
 HIPPOCAMPUS = "mamba_unet_multidirectional.hippocampus"
 
 
@@ -53,6 +57,13 @@ class Row:
     predicted_s: float
     true_s: float
     estimating_s: float
+    share_estimating: float
+    share_segmenting: float
+
+    @property
+    def processor_ratio(self) -> float:
+        """The same in processor time, which other programs change little."""
+        return self.ratio * self.share_estimating / self.share_segmenting
 
     @property
     def ratio(self) -> float:
@@ -62,16 +73,25 @@ class Row:
 
 def measure(case: str, predictor: Predictor, volume: Volume) -> Row:
     """Estimate, then segment."""
-    start = time.perf_counter()
-    need = estimate(predictor, volume)
-    estimated = time.perf_counter()
+    need, estimating_s, share = watched(lambda: estimate(predictor, volume))
     totals: list[int] = [0]
-    found = predictor.predict(
-        volume, lambda progress: totals.append(progress.total if progress.stage == "Predicting" else 0)
-    )
+
+    def on_progress(progress: Progress) -> None:
+        totals.append(progress.total if progress.stage == "Predicting" else 0)
+
+    found, _, true_share = watched(lambda: predictor.predict(volume, on_progress))
     return Row(
-        case, volume.geometry.shape, need.tiles, max(totals), need.seconds, found.seconds.total, estimated - start
-    )
+        case, volume.geometry.shape, need.tiles, max(totals), need.seconds, found.seconds.total, estimating_s, share,
+        true_share,
+    )  # fmt: skip
+
+
+def watched(work: Callable[[], T]) -> tuple[T, float, float]:
+    """What `work` returns, its seconds, and the processor seconds per second and thread in it."""
+    start, used = time.perf_counter(), time.process_time()
+    result = work()
+    seconds = time.perf_counter() - start
+    return result, seconds, (time.process_time() - used) / seconds / torch.get_num_threads()
 
 
 def mr_plan(volume: Volume, width: int) -> Plan:
@@ -109,12 +129,13 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, Predictor, Volume]
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| case | voxels | tiles predicted | tiles | predicted s | true s | ratio | estimating took s |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| case | voxels | tiles predicted | tiles | predicted s | true s | ratio | load | ratio, processor | estimating s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row.case} | {' x '.join(map(str, row.shape))} | {row.predicted_tiles} | {row.tiles} "
-        f"| {row.predicted_s:.2f} | {row.true_s:.2f} | {row.ratio:.2f} | {row.estimating_s:.1f} |"
+        f"| {row.predicted_s:.2f} | {row.true_s:.2f} | {row.ratio:.2f} "
+        f"| {row.share_estimating:.2f}, {row.share_segmenting:.2f} | {row.processor_ratio:.2f} | {row.estimating_s:.1f} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -149,7 +170,10 @@ def main() -> None:
     text = f"{table(rows)}\n\nOff by {off:.2f} times (median). {computer()}, {torch.get_num_threads()} threads\n"
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    content = {"computer": computer(), "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
+    content = {
+        "computer": computer(),
+        "rows": [asdict(row) | {"ratio": row.ratio, "processor_ratio": row.processor_ratio} for row in rows],
+    }
     options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(f"\n{text}")
 
