@@ -226,6 +226,16 @@ def test_costs_of_a_run_stand_beside_its_scores_with_convention_and_hardware(cos
     assert "2 cores of a test, off, batch 2, patch 16 x 16 x 16, Mamba layers recomputed" in text
 
 
+def test_a_page_to_be_passed_on_shows_no_patient(costed_run: Path, tmp_path: Path) -> None:
+    shown, hidden = (
+        report_runs([costed_run], tmp_path / str(asked), pictures=asked).html.read_text(encoding="utf-8")
+        for asked in (True, False)
+    )
+    assert "data:image/" in shown
+    assert "data:image/" not in hidden
+    assert "Worst cases first" in hidden
+
+
 def test_the_legacy_convention_is_there_by_name_and_only_then(costed_run: Path, tmp_path: Path) -> None:
     plain, legacy = (
         report_runs([costed_run], tmp_path / str(asked), legacy=asked).markdown.read_text(encoding="utf-8")

@@ -17,6 +17,9 @@ def add_report(step: AddStep) -> None:
     report.add_argument(
         "--legacy", action="store_true", help="add DSC and HD95 by the convention of the 2025 paper's scripts (voxels)"
     )
+    report.add_argument(
+        "--no-pictures", action="store_true", help="show no slices of patients, for passing the page on"
+    )
     report.add_argument("--title", default="", help="title of the page")
 
 
@@ -24,6 +27,13 @@ def run_report(options: argparse.Namespace) -> int:
     """Step `report`."""
     from MambaSegTraining.report import report_runs
 
-    files = report_runs(options.run_dir, options.output, options.name, options.title, legacy=options.legacy)
+    files = report_runs(
+        options.run_dir,
+        options.output,
+        options.name,
+        options.title,
+        legacy=options.legacy,
+        pictures=not options.no_pictures,
+    )
     print(f"{files.html}\n{files.json}\n{files.markdown}")
     return 0

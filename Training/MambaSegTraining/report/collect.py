@@ -30,7 +30,13 @@ TRANSFORMERS = ("transunet", "cotr", "unetr", "swin_unetr", "nnformer")
 
 
 def report_runs(
-    folders: Sequence[Path], target: Path, names: Sequence[str] = (), title: str = "", *, legacy: bool = False
+    folders: Sequence[Path],
+    target: Path,
+    names: Sequence[str] = (),
+    title: str = "",
+    *,
+    legacy: bool = False,
+    pictures: bool = True,
 ) -> ReportFiles:
     """Write the report of one or more runs.
 
@@ -40,6 +46,7 @@ def report_runs(
         names: What to call the models; () takes the networks' names.
         title: Title of the page; "" names the data sets.
         legacy: Also give the numbers by the convention of the 2025 paper's scripts; see `metrics.legacy`.
+        pictures: Show slices of the worst cases.
 
     Raises:
         InputError: If there are fewer names than folders, or a run lacks what `model_run` reads.
@@ -49,6 +56,8 @@ def report_runs(
         raise InputError(msg)
     pairs = zip(folders, names or [""] * len(folders), strict=True)
     runs = [model_run(RunFolder(folder), name, legacy=legacy) for folder, name in pairs]
+    if not pictures:
+        runs = [replace(run, load_case=None) for run in runs]
     datasets = ", ".join(dict.fromkeys(run.dataset for run in runs))
     return write_report(runs, target, title or f"Segmentation report: {datasets}")
 
