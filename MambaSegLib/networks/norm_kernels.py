@@ -15,17 +15,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
 import triton.language as tl
+
+from MambaSegLib.scan.triton_steps import jit
 
 VARYING = ("tiles", "pieces", "slots", "per_part")
 """Arguments whose values tell the compiler nothing; sizes of the map do: what divides by 16 is read 16 bytes at a time."""
 
 
 def kernel(function: Any) -> Any:
-    """`triton.jit` without a new compilation for every value of `VARYING`."""
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(function, do_not_specialize=[name for name in names if name in VARYING])
+    """`jit` for kernels whose `VARYING` vary."""
+    return jit(function, VARYING)
 
 
 @kernel

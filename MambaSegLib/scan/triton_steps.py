@@ -11,6 +11,7 @@ The functions here run inside kernels; their arguments are Triton scalars and bl
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
 from typing import Any
 
 import triton
@@ -44,10 +45,15 @@ COUNTS = frozenset(
 """Arguments that differ from image to image: Triton would compile anew where one becomes 1 or a multiple of 16."""
 
 
+def jit(function: Any, varying: Container[str]) -> Any:
+    """`triton.jit`, typed, which Triton's own is not, and without a new compilation for every value of `varying` arguments."""
+    names = [name for name in inspect.signature(function).parameters if name in varying]
+    return triton.jit(function, do_not_specialize=names)
+
+
 def kernel(function: Any) -> Any:
-    """`triton.jit`; typed, which Triton's own is not."""
-    counts = [name for name in inspect.signature(function).parameters if name in COUNTS]
-    return triton.jit(function, do_not_specialize=counts)
+    """`jit` for kernels whose `COUNTS` vary."""
+    return jit(function, COUNTS)
 
 
 @kernel
