@@ -16,7 +16,6 @@ Prints a Markdown table and writes it to OUTPUT.md, with the figures in OUTPUT.j
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Training"), str(ROOT / "Testing" / "bench
 import numpy as np
 import torch
 from MambaSegTraining.named_plans import named_plan
+from results import publish
 from volumes import narrowed, random_bundle, tiny, tissue_in_air
 
 from MambaSegLib.bundle import load_bundle
@@ -168,14 +168,11 @@ def main() -> None:
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     off = statistics.median(max(row.ratio, 1 / row.ratio) for row in rows)
     text = f"{table(rows)}\n\nOff by {off:.2f} times (median). {computer()}, {torch.get_num_threads()} threads\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {
         "computer": computer(),
         "rows": [asdict(row) | {"ratio": row.ratio, "processor_ratio": row.processor_ratio} for row in rows],
     }
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"\n{text}")
+    publish(options.output, text, content)
 
 
 if __name__ == "__main__":

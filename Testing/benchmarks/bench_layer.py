@@ -12,7 +12,6 @@ Processor time of one thread, the smallest of the repeats. Prints Markdown, and 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -21,10 +20,12 @@ from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE / "common")]
 
 import numpy as np
 import torch
+from results import publish
 from torch import Tensor
 
 from MambaSegLib.cpu.choice import computer
@@ -141,11 +142,8 @@ def main() -> None:
                 found.append(measure(stage, states, order, options.repeats, not options.no_training))
                 print(table(found[-1:]).splitlines()[-1], flush=True)
     text = f"{table(found)}\n\nLeast of {options.repeats}. {computer()}\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {"computer": computer(), "measurements": [asdict(m) for m in found]}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"\n{text}")
+    publish(options.output, text, content)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "Testing" / "benchmarks" / "common")]
+
+from results import peak_gib
 
 LIMIT_GIB = 8.0
 """Below this a case passes: what a laptop of 16 GB has to spare."""
@@ -61,16 +62,6 @@ CASES = (
     # Fewer tiles, the same memory: what is held is one patch depth at any overlap.
     Case("at the scanner's own voxels", working_mm=(1.0, 0.8, 0.8), overlap=0.0),
 )
-
-
-def peak_gib() -> float:
-    """Peak resident memory of this process so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def measure(case: Case) -> Result:

@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "Training")]
+sys.path[:0] = [str(ROOT), str(ROOT / "Training"), str(ROOT / "Testing" / "benchmarks" / "common")]
+
+from results import peak_gib, publish
 
 PLANS = ("acdc", "braintumour", "synapse")
 NETWORKS: dict[str, tuple[str, dict[str, str]]] = {
@@ -49,16 +51,6 @@ class Row:
     wall_s: list[float]
     processor_s: list[float]
     peak_gib: float
-
-
-def peak_gib() -> float:
-    """Peak resident memory of this process so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def measure(plan_name: str, network_name: str, engine: str, threads: int | None, repeats: int) -> Row:
@@ -164,11 +156,8 @@ def main() -> None:
                 rows.append(Row(**json.loads(found.splitlines()[-1])))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     text = f"{table(rows)}\n\nMedians of {options.repeats}. {computer()}\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {"computer": computer(), "rows": [asdict(row) for row in rows]}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"\n{text}")
+    publish(options.output, text, content)
 
 
 if __name__ == "__main__":

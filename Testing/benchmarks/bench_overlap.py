@@ -23,11 +23,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "Training")]
+sys.path[:0] = [str(ROOT), str(ROOT / "Training"), str(ROOT / "Testing" / "benchmarks" / "common")]
 
 import numpy as np
 import torch
 from MambaSegTraining.metrics.overlap import dice
+from results import publish
 
 from MambaSegLib.bundle import Bundle, load_bundle
 from MambaSegLib.cpu.choice import computer
@@ -169,11 +170,8 @@ def main() -> None:
     rows = measure(bundle, options)
     how = "each image by the fold that has not seen it" if options.out_of_fold else "all folds together"
     text = f"{table(rows)}\n\n{bundle.name}, {how}. {options.device}, {computer()}\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {"computer": computer(), "model": bundle.name, "how": how, "rows": [asdict(row) for row in rows]}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"\n{text}")
+    publish(options.output, text, content)
 
 
 if __name__ == "__main__":

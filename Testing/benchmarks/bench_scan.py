@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import platform
 import shutil
 import statistics
@@ -24,9 +23,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE / "common")]
 
 import torch
+from results import publish
 from torch import Tensor
 from torch.nn import functional
 
@@ -252,11 +253,8 @@ def main() -> None:
                 measurements += found
     host = computer()
     text = f"{table(measurements)}\n\nMedians of {options.repeats}. {', '.join(f'{k}: {v}' for k, v in host.items())}\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {"computer": host, "measurements": [asdict(m) for m in measurements]}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"\n{text}")
+    publish(options.output, text, content)
 
 
 if __name__ == "__main__":

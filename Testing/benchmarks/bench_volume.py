@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "Training"), str(ROOT / "Testing" / "benchmarks" / "common")]
 
+from results import peak_gib, publish
+
 NETWORK = "mamba_unet_multidirectional"
 
 
@@ -67,7 +69,7 @@ def measure(name: str, options: argparse.Namespace) -> Row:
     import numpy as np
     import torch
     from MambaSegTraining.named_plans import named_plan
-    from volumes import PHASES, from_file_to_file, peak_gib, random_bundle, tiny, tissue_in_air
+    from volumes import PHASES, from_file_to_file, random_bundle, tiny, tissue_in_air
 
     from MambaSegLib.devices import place
     from MambaSegLib.label_writing import write_volume
@@ -169,11 +171,8 @@ def main() -> None:
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     where = f"{computer()}, {platform.platform()}, Python {platform.python_version()}"
     text = f"{table(rows)}\n\nMedians of {options.repeats}. {where}\n"
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     content = {"computer": where, "rows": [asdict(row) for row in rows]}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"\n{text}")
+    publish(options.output, text, content)
 
 
 if __name__ == "__main__":

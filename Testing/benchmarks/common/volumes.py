@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,13 +69,3 @@ def from_file_to_file(predictor: Predictor, source: Path, target: Path) -> tuple
     s = prediction.seconds
     values = (read - start, s.preprocessing, s.prediction, s.postprocessing, end - predicted, end - start)
     return prediction, dict(zip(PHASES, values, strict=True))
-
-
-def peak_gib() -> float:
-    """Peak resident memory of this process so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
