@@ -57,6 +57,16 @@ def read_metaimage(path: Path, frame: int | None = None) -> RawImage:
     return RawImage(voxels, axes, header.offset[:3], stem_of(path))
 
 
+def data_file_of(path: Path) -> Path:
+    """The file that holds the voxels: a .mha itself, another one beside a .mhd.
+
+    Raises:
+        InputError: If the header is damaged.
+    """
+    fields, header_bytes = _read_fields(path)
+    return _data_file(path, fields, header_bytes, 0)[0]
+
+
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     try:

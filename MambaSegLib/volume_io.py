@@ -16,14 +16,23 @@ import numpy as np
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, Geometry, ShearedGridError, straightened
 from MambaSegLib.label_writing import check_output_path, write_labels, write_volume
-from MambaSegLib.metaimage import read_metaimage
+from MambaSegLib.metaimage import data_file_of, read_metaimage
 from MambaSegLib.nifti import read_nifti
 from MambaSegLib.nrrd import read_nrrd
+from MambaSegLib.nrrd_header import data_file, read_nrrd_header
 from MambaSegLib.plan import Label
 from MambaSegLib.raw_image import MAX_SPACING_MM, MIN_SPACING_MM, RawImage, check_readable
 from MambaSegLib.volume import Labels, Volume
 
-__all__ = ["check_output_path", "read_channels", "read_labels", "read_volume", "write_labels", "write_volume"]
+__all__ = [
+    "check_output_path",
+    "files_of",
+    "read_channels",
+    "read_labels",
+    "read_volume",
+    "write_labels",
+    "write_volume",
+]
 
 PathLike = str | Path
 Notify = Callable[[str], None]
@@ -172,6 +181,22 @@ def read_labels(path: PathLike, *, on_notice: Notify = log) -> Labels:
     values = np.unique(array)
     table = tuple(_unnamed(int(value)) for value in values if value)
     return Labels(array, volume.geometry, table)
+
+
+def files_of(path: PathLike) -> tuple[Path, ...]:
+    """The files an image is in: all of a folder, a header and the file its voxels are in, or one file."""
+    path = Path(path)
+    if path.is_dir():
+        return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    name = path.name.lower()
+    try:
+        if name.endswith(NRRD_SUFFIXES):
+            return tuple(dict.fromkeys((path, data_file(path, read_nrrd_header(path))[0])))
+        if name.endswith(METAIMAGE_SUFFIXES):
+            return tuple(dict.fromkeys((path, data_file_of(path))))
+    except InputError:  # reading it says what is wrong
+        return (path,)
+    return (path,)
 
 
 def _unnamed(value: int) -> Label:

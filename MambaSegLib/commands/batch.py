@@ -92,11 +92,11 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     """Segment every case of a folder."""
     bundle = load_bundle(arguments.model, models_dir=arguments.models_dir)
     channels = [channel.name for channel in bundle.manifest.plan.channels]
-    cases = find_cases(arguments.folder, channels, parse_patterns(arguments.pattern))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.output.resolve() == arguments.folder.resolve():
         message = "The output folder is the input folder. Choose another, so that results are not taken for images."
         raise InputError(message)
+    cases = find_cases(arguments.folder, channels, parse_patterns(arguments.pattern), arguments.output)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     _check_folder(arguments, cases)
     plan = bundle.manifest.plan
     measured = [label.name for label in plan.predicted_labels] + [region.name for region in plan.compound_regions]
@@ -184,7 +184,11 @@ def _check_folder(arguments: argparse.Namespace, cases: Sequence[Case]) -> None:
 
 def _key(job: _Job, case: Case) -> str:
     """Hash of everything a case's outputs depend on; "" for a case that cannot be read."""
-    if case.problem:
+    try:
+        images = "" if case.problem else case.sha256()
+    except OSError:  # reading it says what is wrong
+        images = ""
+    if not images:
         return ""
     names = ("folds", "frame", "series", "replace_nonfinite", "resample_channels", "resample_sheared")
     settings = {name: getattr(job.arguments, name) for name in (*names, "uncertainty", "statistics")}
@@ -192,7 +196,7 @@ def _key(job: _Job, case: Case) -> str:
     settings |= asdict(thoroughness(job.arguments.quality, job.arguments.overlap, job.arguments.mirroring))
     if job.arguments.roi is not None:
         settings["roi"] = job.arguments.roi  # only then, so that batches begun without this option go on
-    text = json.dumps([job.bundle.sha256, case.sha256(), settings], sort_keys=True)
+    text = json.dumps([job.bundle.sha256, images, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from MambaSegLib.download import sha256_of
 from MambaSegLib.errors import InputError
+from MambaSegLib.volume_io import files_of
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
@@ -31,16 +32,21 @@ class Case:
     problem: str = ""
 
     def sha256(self) -> str:
-        """Hash of all its images, DICOM folders included: a changed input is segmented again."""
+        """Hash of all its images, DICOM folders included: a changed input is segmented again.
+
+        Raises:
+            OSError: If one may not be read.
+        """
         digest = hashlib.sha256()
         for channel, path in self.images.items():
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    digest.update(f"{channel}:{sha256_of(file)};".encode())
+            for file in files_of(path):
+                digest.update(f"{channel}:{sha256_of(file)};".encode())
         return digest.hexdigest()
 
 
-def find_cases(folder: Path, channels: Sequence[str], patterns: Mapping[str, str]) -> tuple[Case, ...]:
+def find_cases(
+    folder: Path, channels: Sequence[str], patterns: Mapping[str, str], output: Path | None = None
+) -> tuple[Case, ...]:
     """List the cases of a folder, sorted by name.
 
     Without patterns, `case_0000.nii.gz`, `case_0001.nii.gz`, ... are the channels of a case in the model's order; for a
@@ -50,6 +56,7 @@ def find_cases(folder: Path, channels: Sequence[str], patterns: Mapping[str, str
         folder: Where the images are.
         channels: The model's channels.
         patterns: Channel -> path below the folder with {case} in it, e.g. "{case}/{case}_flair.nii.gz".
+        output: Folder of results: what lies there is no image to segment.
 
     Raises:
         InputError: If there is no case, patterns and channels do not agree, or two images claim one place.
@@ -60,6 +67,8 @@ def find_cases(folder: Path, channels: Sequence[str], patterns: Mapping[str, str
     found = _by_pattern(folder, channels, patterns) if patterns else _by_number(folder, channels)
     grouped: dict[str, dict[str, Path]] = {}
     for case, channel, path in found:
+        if output is not None and path.resolve().is_relative_to(output.resolve()):
+            continue
         images = grouped.setdefault(case, {})
         if channel in images:
             message = f"{images[channel]} and {path} are both channel {channel} of case {case}. Remove one of them."

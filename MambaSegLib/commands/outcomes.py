@@ -11,6 +11,8 @@ from typing import Literal
 
 OUTCOMES_FILE = "outcomes.csv"
 Status = Literal["done", "skipped", "failed"]
+_ANY_NAME = "surrogateescape"
+"""File names need not be text: bytes that are none, from another system's disk, are kept as they are."""
 _COLUMNS = ("case", "status", "message", "seconds", "output", "key")
 
 
@@ -70,7 +72,7 @@ class OutcomeTable:
             self._done[outcome.case] = outcome.key
 
     def _resume(self) -> None:
-        with self.path.open(encoding="utf-8", newline="") as stream:
+        with self.path.open(encoding="utf-8", errors=_ANY_NAME, newline="") as stream:
             rows = list(csv.reader(stream))
         if not rows or rows[0] != self._columns:
             self.path.rename(_free_name(self.path))
@@ -86,7 +88,7 @@ class OutcomeTable:
         self._end_last_row()
 
     def _append(self, row: Sequence[str]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="") as stream:
+        with self.path.open("a", encoding="utf-8", errors=_ANY_NAME, newline="") as stream:
             csv.writer(stream, lineterminator="\n").writerow(row)
             stream.flush()
             os.fsync(stream.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import threading
 from collections import deque
@@ -18,11 +19,12 @@ from MambaSegLib.commands.session import Outputs, check_outputs, parse_inputs
 from MambaSegLib.commands.wire import PROTOCOL, Wire, safe_name
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError, MambaSegError
 from MambaSegLib.progress import Progress
+from MambaSegLib.volume_io import files_of
 
 _KINDS = {2: InputError, 3: EnvironmentProblemError, 130: CancelledError}
-_SPLIT_SUFFIXES = (".mhd", ".nhdr")
 _UNREACHABLE, _NOT_FOUND = 255, 127
 _LAST_WORDS_S = 5.0
+_OPTION_AND_FILE = re.compile(r"(--[^=]+=|-o)?(.*)", re.DOTALL)
 _SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=15")
 _EPILOG = """example:
   mambaseg remote ada@gpu-server segment t1.nii.gz -o t1.seg.nrrd
@@ -165,7 +167,7 @@ def _job(words: Sequence[str]) -> _Job:
     for number, word in enumerate(inputs):
         name, path = _named(word)
         names[word] = name + _add(job, path, f"in/{number}")
-    job.words = [names.get(word, word) for word in _without_model(words)]
+    job.words = [_there(word, names) for word in _without_model(words)]
     if words[0] != "doctor" or inputs:
         bundle = load_bundle(parsed.model, models_dir=parsed.models_dir)
         # Sent along, so that it is this very model that computes there.
@@ -185,6 +187,12 @@ def _without_model(words: Sequence[str]) -> list[str]:
     return kept
 
 
+def _there(word: str, names: Mapping[str, str]) -> str:
+    """A word with the name its file has on the other computer: "FILE", "./FILE", "FOLDER/", "--output=FILE", "-oFILE"."""
+    option, file = _OPTION_AND_FILE.fullmatch(word).groups("")  # type: ignore[union-attr] # it fits any text
+    return str(option + (names.get(file) or names.get(str(Path(file))) or file))
+
+
 def _named(word: str) -> tuple[str, Path]:
     """The "NAME=" in front of a file, "" if there is none, and the file."""
     inputs = parse_inputs([word])
@@ -200,10 +208,7 @@ def _add(job: _Job, path: Path, name: str) -> str:
         for file in sorted(each for each in path.rglob("*") if each.is_file()):
             job.files[f"{name}/{file.relative_to(path).as_posix()}"] = file
         return name
-    if path.suffix.lower() in _SPLIT_SUFFIXES:
-        message = f"{path} keeps its voxels in another file. Convert it to .nrrd or .mha to send it."
-        raise InputError(message)
-    job.files[f"{name}/{path.name}"] = path
+    job.files |= {f"{name}/{file.name}": file for file in files_of(path)}
     return f"{name}/{path.name}"
 
 

@@ -15,6 +15,7 @@ from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle, save_bundle
 from MambaSegLib.commands.cases import find_cases, parse_patterns
 from MambaSegLib.commands.outcomes import Outcome, OutcomeTable
+from MambaSegLib.download import sha256_of
 from MambaSegLib.errors import InputError
 from MambaSegLib.volume import Geometry
 from MambaSegLib.volume_io import read_labels, write_volume
@@ -188,6 +189,64 @@ def test_a_table_cut_by_a_kill_is_continued(tmp_path: Path) -> None:
     assert not again.is_done("b", "k", tmp_path / "b.nrrd")
     again.add(outcome("b"))
     assert OutcomeTable(tmp_path, ["L"]).is_done("b", "k", tmp_path / "b.nrrd")
+
+
+def test_a_table_cut_in_the_middle_of_a_letter_is_continued(tmp_path: Path) -> None:
+    table = OutcomeTable(tmp_path, ["L"])
+    table.add(outcome("a"))
+    table.add(outcome("é"))
+    (tmp_path / "a.nrrd").write_bytes(b"x")
+    content = table.path.read_bytes()
+    table.path.write_bytes(content[: content.index("é".encode()) + 1])
+    assert OutcomeTable(tmp_path, ["L"]).is_done("a", "k", tmp_path / "a.nrrd")
+
+
+def test_a_name_that_is_no_text_is_kept(tmp_path: Path) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # how Python shows a Latin-1 name on a UTF-8 system
+    OutcomeTable(tmp_path, ["L"]).add(outcome(name))
+    (tmp_path / "a.nrrd").write_bytes(b"x")
+    assert b"caf\xe9" in (tmp_path / "outcomes.csv").read_bytes()
+    assert OutcomeTable(tmp_path, ["L"]).is_done(name, "k", tmp_path / "a.nrrd")
+
+
+def test_results_in_the_folder_of_images_are_no_images(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nrrd", 1)
+    (tmp_path / "out").mkdir()
+    write_image(tmp_path / "out" / "a.nrrd", 1)
+    assert [case.name for case in find_cases(tmp_path, ["T1"], {}, tmp_path / "out")] == ["a"]
+    found = find_cases(tmp_path / "..", ["T1"], {"T1": "{case}/a.nrrd"}, tmp_path)
+    assert [case.name for case in found if case.name == tmp_path.name] == []
+
+
+def test_voxels_beside_their_header_are_part_of_the_image(tmp_path: Path) -> None:
+    header = "NDims = 3\nDimSize = 2 1 1\nElementType = MET_UCHAR\nElementSpacing = 1 1 1\nElementDataFile = a.raw\n"
+    (tmp_path / "a.mhd").write_text(header)
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 1 1\nencoding: raw\ndata file: a.raw\n"
+    (tmp_path / "b.nhdr").write_text(nrrd)
+    hashes = []
+    for content in (b"xy", b"xz"):
+        (tmp_path / "a.raw").write_bytes(content)
+        hashes.append([case.sha256() for case in find_cases(tmp_path, ["T1"], {})])
+    assert hashes[0][0] != hashes[1][0]
+    assert hashes[0][1] != hashes[1][1]
+
+
+def test_an_image_that_may_not_be_read_stops_no_other(
+    tmp_path: Path,
+    images: Path,
+    tiny_bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refusing(path: Path) -> str:  # root may read everything, whatever a file's permissions
+        if path.name == "b.nii.gz":
+            raise PermissionError(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr("MambaSegLib.commands.cases.sha256_of", refusing)
+    words = ["batch", str(images), "-o", str(tmp_path / "out"), "--model", str(tiny_bundle.path), *QUICK, "--events"]
+    assert main(words) == 2
+    assert statuses(capsys.readouterr().out) == {"a": "done", "b": "failed", "c": "done"}
 
 
 def test_a_later_failure_undoes_an_earlier_success(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle
-from MambaSegLib.commands.remote import _Job, _place
+from MambaSegLib.commands.remote import _Job, _job, _place
 from MambaSegLib.commands.wire import Wire, safe_name
 from MambaSegLib.errors import InputError
 from MambaSegLib.volume import Geometry
@@ -92,6 +92,37 @@ def test_a_folder_is_resumed_from_what_is_here(
         assert expected in text
         assert f"Table: {tmp_path / 'out' / 'outcomes.csv'}" in text
         assert (tmp_path / "out" / "a.seg.nrrd").is_file()
+
+
+@pytest.mark.parametrize(
+    "output", [["-o", "x.seg.nrrd"], ["-o", "./x.seg.nrrd"], ["-ox.seg.nrrd"], ["--output=x.seg.nrrd"]]
+)
+def test_however_an_output_is_written_it_comes_back(
+    output: list[str], tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = _job(["segment", image.name, *output, "--statistics=s.csv"])
+    assert "".join(job.words).count("out/x.seg.nrrd") == 1
+    assert "--statistics=out/s.csv" in job.words
+    assert set(job.results) == {"out/x.seg.nrrd", "out/s.csv"}
+
+
+def test_a_folder_with_a_slash_behind_its_name_is_sent(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    image.rename(tmp_path / "images" / image.name)
+    job = _job(["batch", "images/", "-o", "new/"])
+    assert job.words[:4] == ["batch", "in/images", "-o", "out/cases"]
+
+
+def test_an_image_in_two_files_is_sent_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.mhd").write_text("NDims = 3\nElementDataFile = voxels.raw\n")
+    (tmp_path / "voxels.raw").write_bytes(b"x")
+    job = _job(["segment", str(tmp_path / "a.mhd"), "-o", str(tmp_path / "x.nrrd")])
+    assert job.words[1] == "in/0/a.mhd"
+    assert {name for name in job.files if name.startswith("in/0/")} == {"in/0/a.mhd", "in/0/voxels.raw"}
 
 
 def test_what_is_refused_there_is_an_error_here(
