@@ -69,12 +69,13 @@ def _check(name: str, device: str, speed: bool) -> BackendCheck:
 
 
 def _deviation(name: str, device: str, axes: tuple[int, int, int], backward: bool) -> float:
+    from MambaSegLib.scan.arguments import Scan
     from MambaSegLib.scan.order import ScanOrder
     from MambaSegLib.scan.pytorch_backend import selective_scan_sequential
 
     order = ScanOrder(axes, backward)
     u, delta, A, B, C, D, z, bias = _tensors(_SMALL_GRID, _CHANNELS, _STATES)  # noqa: N806 (the paper's letters)
-    expected, _ = selective_scan_sequential(u, delta, A, B, C, D, z, bias, True, _SMALL_GRID, order)
+    expected, _ = selective_scan_sequential(Scan(u, delta, A, B, C, D, z, bias, True, _SMALL_GRID, order))
     u, delta, A, B, C, D, z, bias = (tensor.to(device) for tensor in (u, delta, A, B, C, D, z, bias))  # noqa: N806
     found = selective_scan(u, delta, A, B, C, D, z, bias, True, grid=_SMALL_GRID, order=order, backend=name)
     return float((found.cpu() - expected).abs().max())

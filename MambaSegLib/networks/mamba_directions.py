@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from MambaSegLib.networks.row_products import multiply_rows
+from MambaSegLib.scan.arguments import Scans
 from MambaSegLib.scan.directions import convolve_directions, scan_directions
 from MambaSegLib.scan.row_norms import add_norm, sum_paths
 
@@ -144,7 +145,8 @@ def _mixed(
     projected = multiply_rows(u.flatten(1, 2), _delta_b_c(blocks).to(precision))
     delta, B, C = torch.split(projected.reshape(len(blocks), batch, length, -1), [u.shape[3], states, states], dim=-1)
     A, D = -torch.exp(_stacked(b.A_log for b in blocks)), _stacked(b.D for b in blocks)
-    y = scan_directions(u, delta, B, C, z, A, D, _stacked(b.dt_proj.bias for b in blocks), grid, orders, backend)
+    scans = Scans(u, delta, A, B, C, D, z, _stacked(b.dt_proj.bias for b in blocks), True, grid, orders)
+    y = scan_directions(scans, backend)
     out = multiply_rows(y.flatten(1, 2), _transposed([block.out_proj for block in blocks], precision))
     return out.reshape(len(blocks), batch, length, -1)
 

@@ -9,13 +9,14 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from MambaSegLib.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from MambaSegLib.scan.arguments import Backend, Scan
     from MambaSegLib.scan.order import ScanOrder
 
 BACKENDS = ("triton", "mamba_ssm", "numba", "pytorch")
@@ -124,15 +125,18 @@ def selective_scan(
         ValueError: If shapes, devices or types do not fit together.
         BackendUnavailableError: If the backend asked for by name cannot run; the message says why.
     """
-    from MambaSegLib.scan.checks import check_scan, needs_gradient
+    from MambaSegLib.scan.arguments import Scan
     from MambaSegLib.scan.paths import checked_grid
 
-    check_scan(u, delta, A, B, C, D, z, delta_bias)
-    full_grid, full_order = checked_grid(u.shape[2], grid, order)
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    module = _backend_for(backend, u, needs_gradient(tensors))
-    out, last_state = module.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, full_grid, full_order)
+    walk = checked_grid(u.shape[2:].numel(), grid, order)
+    scan = Scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, *walk)
+    out, last_state = run_scan(scan, backend)
     return (out, last_state) if return_last_state else out
+
+
+def run_scan(scan: Scan, backend: str) -> tuple[Tensor, Tensor]:
+    """`selective_scan` with the last state, for a scan described already."""
+    return _backend_for(backend, scan.tensors).selective_scan(scan)
 
 
 def causal_conv1d(
@@ -163,14 +167,15 @@ def causal_conv1d(
         ValueError: If shapes, devices or types do not fit together.
         BackendUnavailableError: If the backend asked for by name cannot run; the message says why.
     """
-    from MambaSegLib.scan.checks import check_convolution, needs_gradient
+    from MambaSegLib.scan.arguments import Convolution
     from MambaSegLib.scan.paths import checked_grid
 
-    check_convolution(x, weight, bias, activation)
-    full_grid, full_order = checked_grid(x.shape[2], grid, order)
-    module = _backend_for(backend, x, needs_gradient((x, weight, bias)))
-    result: Tensor = module.causal_conv1d(x, weight, bias, activation, full_grid, full_order)
-    return result
+    if activation not in (None, "silu"):
+        msg = f"activation must be None or 'silu', got {activation!r}"
+        raise ValueError(msg)
+    walk = checked_grid(x.shape[2:].numel(), grid, order)
+    convolution = Convolution(x, weight, bias, activation == "silu", *walk)
+    return _backend_for(backend, convolution.tensors).causal_conv1d(convolution)
 
 
 def streams_blocks(tokens: Tensor, backend: str = "auto") -> bool:
@@ -210,8 +215,8 @@ def resolve_backend(name: str, device: str, needs_gradient: bool = False) -> str
     return name
 
 
-def _module(name: str) -> Any:
-    return import_module(f"MambaSegLib.scan.{name}_backend")
+def _module(name: str) -> Backend:
+    return cast("Backend", import_module(f"MambaSegLib.scan.{name}_backend"))
 
 
 @lru_cache(maxsize=64)
@@ -226,9 +231,10 @@ def _fastest(device: str, needs_gradient: bool) -> str:
     raise AssertionError(msg)
 
 
-def _backend_for(name: str, tensor: Tensor, needs_gradient: bool) -> Any:
-    import torch
+def _backend_for(name: str, tensors: tuple[Tensor | None, ...]) -> Backend:
+    from MambaSegLib.scan.checks import has_float64, needs_gradient
 
-    if name == "auto" and tensor.dtype == torch.float64:
+    if name == "auto" and has_float64(tensors):
         name = "pytorch"  # the others would round float64 to float32
-    return _module(resolve_backend(name, str(tensor.device), needs_gradient))
+    assert tensors[0] is not None, "the input comes first"
+    return _module(resolve_backend(name, str(tensors[0].device), needs_gradient(tensors)))

@@ -12,8 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from MambaSegLib.scan.order import ScanOrder
-from MambaSegLib.scan.paths import Grid, from_scan_order, to_scan_order
+from MambaSegLib.scan import pytorch_backend
+from MambaSegLib.scan.arguments import Convolution, Scan, each
+from MambaSegLib.scan.checks import refuse_float64
+from MambaSegLib.scan.paths import from_scan_order, to_scan_order
 
 MAX_STATES = 256
 CHUNK = 2048
@@ -48,41 +50,21 @@ def _probe_failure(device: str, needs_gradient: bool) -> str | None:
     return probe_failure(selective_scan, causal_conv1d, device, needs_gradient)
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, D, L) and last state (B, D, N); see `scan.selective_scan`.
+def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `Backend.selective_scan`.
 
     Raises:
         ValueError: If the problem is larger than the kernel counts, or has more states or digits than it supports.
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    _check_type(u)
-    _check_size(u.shape, A.shape[1])
-    u, delta, B, C = (to_scan_order(t, grid, order).contiguous() for t in (u, delta, B, C))
-    z = None if z is None else to_scan_order(z, grid, order).contiguous()
-    single = [None if t is None else t.float().contiguous() for t in (A, D, delta_bias)]
-    delta, B, C = (t.to(u.dtype) for t in (delta, B, C))
-    z = None if z is None else z.to(u.dtype)
-    out, last_state = selective_scan_fn(u, delta, single[0], B, C, single[1], z, single[2], delta_softplus, True)
-    return from_scan_order(out, grid, order), last_state.detach()
-
-
-def _check_type(tensor: Tensor) -> None:
-    if tensor.dtype == torch.float64:
-        msg = "the mamba_ssm kernels compute in float32 and would round float64 tensors; use backend='pytorch'"
-        raise ValueError(msg)
+    refuse_float64(scan.tensors, "mamba_ssm")
+    _check_size(scan.u.shape, scan.A.shape[1])
+    walk, kind = (scan.grid, scan.order), scan.u.dtype
+    u, delta, B, C, z = each(lambda t: to_scan_order(t, *walk).contiguous().to(kind), scan.sequences)
+    A, D, delta_bias = each(lambda t: t.float().contiguous(), scan.parameters)
+    out, last_state = selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, scan.softplus, True)
+    return from_scan_order(out, *walk), last_state.detach()
 
 
 def _check_size(shape: tuple[int, ...], states: int) -> None:
@@ -98,25 +80,23 @@ def _check_size(shape: tuple[int, ...], states: int) -> None:
         raise ValueError(msg)
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, grid: Grid, order: ScanOrder
-) -> Tensor:
-    """See `scan.causal_conv1d`; kernels of 2 to 4 taps are the official one's, others run in PyTorch.
+def causal_conv1d(convolution: Convolution) -> Tensor:
+    """See `Backend.causal_conv1d`; kernels of 2 to 4 taps are the official one's, others run in PyTorch.
 
     Raises:
         ValueError: As `selective_scan`.
     """
-    from MambaSegLib.scan import pytorch_backend
-
-    _check_type(x)
+    x, weight = convolution.x, convolution.weight
+    refuse_float64(convolution.tensors, "mamba_ssm")
     if not 2 <= weight.shape[1] <= 4:
-        return pytorch_backend.causal_conv1d(x, weight, bias, activation, grid, order)
+        return pytorch_backend.causal_conv1d(convolution)
     if x.numel() >= CONVOLUTION_LIMIT:
         msg = f"{x.numel()} values overflow the 32-bit steps of the causal_conv1d kernels; use a smaller patch"
         raise ValueError(msg)
     from causal_conv1d import causal_conv1d_fn
 
-    sequence = to_scan_order(x, grid, order).contiguous()
-    bias = None if bias is None else bias.to(x.dtype).contiguous()
-    y: Tensor = causal_conv1d_fn(sequence, weight.to(x.dtype), bias, activation=activation)
-    return from_scan_order(y, grid, order)
+    walk = convolution.grid, convolution.order
+    sequence = to_scan_order(x, *walk).contiguous()
+    taps, bias = each(lambda t: t.to(x.dtype).contiguous(), (weight, convolution.bias))
+    y: Tensor = causal_conv1d_fn(sequence, taps, bias, activation="silu" if convolution.silu else None)
+    return from_scan_order(y, *walk)

@@ -6,16 +6,21 @@ float32 inside; bfloat16 and float16 come in and go out by conversion. Results d
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from MambaSegLib.scan.checks import needs_gradient
-from MambaSegLib.scan.order import ScanOrder
-from MambaSegLib.scan.paths import Array, Grid, path_numbers
+from MambaSegLib.scan.arguments import Convolution, Scan, each
+from MambaSegLib.scan.checks import needs_gradient, refuse_float64
+from MambaSegLib.scan.paths import Array, path_numbers
+
+if TYPE_CHECKING:
+    from MambaSegLib.scan.numba_tasks import Operands
+    from MambaSegLib.scan.numba_tiles import Problem
 
 
 def why_unavailable(device: str, needs_gradient: bool) -> str | None:
@@ -46,65 +51,39 @@ class _Settings(NamedTuple):
     keeps: bool
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, D, L) in the dtype of u, and the last state (B, D, N) without gradient; see `scan.selective_scan`.
+def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `Backend.selective_scan`.
 
     Raises:
         ValueError: For float64 tensors, which this backend would round.
     """
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    _refuse_double(tensors)
-    settings = _Settings(path_numbers(grid, order), delta_softplus, torch.get_num_threads(), needs_gradient(tensors))
-    rows = [None if t is None else t.transpose(1, 2).float() for t in (u, delta, B, C, z)]
-    parameters = [None if t is None else t.float() for t in (A, D, delta_bias)]
+    refuse_float64(scan.tensors, "numba")
+    settings = _settings(scan, scan.softplus)
+    rows = each(lambda t: t.transpose(1, 2).float(), scan.sequences)
+    parameters = each(lambda t: t.float(), scan.parameters)
     y, last_state = _Scan.apply(settings, *rows, *parameters)  # type: ignore[no-untyped-call]
-    return y.transpose(1, 2).to(u.dtype), last_state
+    return y.transpose(1, 2).to(scan.u.dtype), last_state
 
 
-def _refuse_double(tensors: tuple[Tensor | None, ...]) -> None:
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        msg = "the numba backend computes in float32 and would round float64 tensors; use backend='pytorch'"
-        raise ValueError(msg)
+def _settings(call: Scan | Convolution, nonlinear: bool) -> _Settings:
+    path = path_numbers(call.grid, call.order)
+    return _Settings(path, nonlinear, torch.get_num_threads(), needs_gradient(call.tensors))
 
 
 class _Scan(torch.autograd.Function):
-    """Rows (B, L, D) and (B, L, N) in memory order; then A, D and delta_bias."""
+    """Rows u, delta, B, C, z in memory order, (B, L, D) and (B, L, N); then A, D and delta_bias."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        settings: _Settings,
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        z: Tensor | None,
-        A: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, settings: _Settings, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         from MambaSegLib.scan import numba_tasks
 
-        operands = numba_tasks.operands_of(u, delta, B, C, z)
-        problem = numba_tasks.make_problem(operands, A, D, delta_bias, settings.nonlinear, settings.path)
+        operands, problem = _described(tensors, settings)
         out = torch.empty(operands.u.shape)
         every = numba_tasks.checkpoint_distance(out, problem.states) if settings.keeps else 0
         states, checkpoints = numba_tasks.run_forward(problem, out, every, settings.threads)
         if settings.keeps:
             ctx.settings, ctx.every, ctx.checkpoints = settings, every, checkpoints
-            ctx.save_for_backward(u, delta, B, C, z, A, D, delta_bias)
+            ctx.save_for_backward(*tensors)
         last_state = numba_tasks.unblocked(states, problem)
         ctx.mark_non_differentiable(last_state)
         return out, last_state
@@ -114,14 +93,22 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         from MambaSegLib.scan import numba_tasks
 
-        u, delta, B, C, z, A, D, delta_bias = ctx.saved_tensors
-        operands = numba_tasks.operands_of(u, delta, B, C, z)
-        problem = numba_tasks.make_problem(operands, A, D, delta_bias, ctx.settings.nonlinear, ctx.settings.path)
+        tensors = ctx.saved_tensors
+        operands, problem = _described(tensors, ctx.settings)
         found = numba_tasks.run_backward(
             problem, operands, numba_tasks.by_rows(dout), ctx.checkpoints, ctx.every, ctx.settings.threads
         )
         dA = numba_tasks.unblocked(found.rates, problem)
-        return None, *found.operands, dA, _vector(found.skip, D), _vector(found.bias, delta_bias)
+        return None, *found.operands, dA, _vector(found.skip, tensors[6]), _vector(found.bias, tensors[7])
+
+
+def _described(tensors: Sequence[Any], settings: _Settings) -> tuple[Operands, Problem]:
+    """The arguments of `_Scan` for kernels: copied where they have to be."""
+    from MambaSegLib.scan.numba_tasks import Operands, by_rows, make_problem
+
+    *rows, A, D, delta_bias = tensors
+    operands = Operands(*each(by_rows, rows))
+    return operands, make_problem(operands, A, D, delta_bias, settings.nonlinear, settings.path)
 
 
 def _vector(sums: Array, like: Tensor | None) -> Tensor | None:
@@ -129,23 +116,17 @@ def _vector(sums: Array, like: Tensor | None) -> Tensor | None:
     return None if like is None else torch.from_numpy(sums.reshape(-1)[: like.shape[0]].astype(np.float32))
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, grid: Grid, order: ScanOrder
-) -> Tensor:
-    """See `scan.causal_conv1d`.
+def causal_conv1d(convolution: Convolution) -> Tensor:
+    """See `Backend.causal_conv1d`.
 
     Raises:
         ValueError: For float64 tensors, which this backend would round.
     """
-    tensors = (x, weight, bias)
-    _refuse_double(tensors)
-    settings = _Settings(
-        path_numbers(grid, order), activation == "silu", torch.get_num_threads(), needs_gradient(tensors)
-    )
-    y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        settings, x.transpose(1, 2).float(), weight.float(), None if bias is None else bias.float()
-    )
-    return y.transpose(1, 2).to(x.dtype)
+    refuse_float64(convolution.tensors, "numba")
+    x, weight, bias = each(lambda t: t.float(), convolution.tensors)
+    settings = _settings(convolution, convolution.silu)
+    y: Tensor = _Convolution.apply(settings, x.transpose(1, 2), weight, bias)  # type: ignore[no-untyped-call]
+    return y.transpose(1, 2).to(convolution.x.dtype)
 
 
 class _Convolution(torch.autograd.Function):

@@ -54,11 +54,6 @@ def by_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
-def operands_of(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> Operands:
-    """Tensors that kernels can read, copied where they have to be."""
-    return Operands(by_rows(u), by_rows(delta), by_rows(B), by_rows(C), None if z is None else by_rows(z))
-
-
 def make_problem(
     operands: Operands, A: Tensor, D: Tensor | None, delta_bias: Tensor | None, softplus: bool, path: Array
 ) -> Problem:

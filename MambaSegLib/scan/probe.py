@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from MambaSegLib.scan.order import ScanOrder
+from MambaSegLib.scan.arguments import Convolution, Scan
+from MambaSegLib.scan.order import NATURAL_ORDER
 
 PROBE_TOLERANCE = 1e-4
 """A right kernel in float32 differs from the specification by about 1e-6."""
 
-Scan = Callable[..., tuple[Tensor, Tensor]]
-Convolution = Callable[..., Tensor]
+RunScan = Callable[[Scan], tuple[Tensor, Tensor]]
+Convolve = Callable[[Convolution], Tensor]
 
 
-def probe_failure(scan: Scan, convolution: Convolution, device: str, with_gradient: bool = False) -> str | None:
+def probe_failure(run_scan: RunScan, convolve: Convolve, device: str, with_gradient: bool = False) -> str | None:
     """Compare a tiny convolution and scan with the specification; what is wrong, or None.
 
     A build for another GPU, a missing compiler or a broken driver show only when something runs.
@@ -25,7 +25,7 @@ def probe_failure(scan: Scan, convolution: Convolution, device: str, with_gradie
     from MambaSegLib.scan import pytorch_backend
 
     try:
-        found = _results(scan, convolution, device, with_gradient)
+        found = _results(run_scan, convolve, device, with_gradient)
         wanted = _results(
             pytorch_backend.selective_scan_sequential, pytorch_backend.causal_conv1d, device, with_gradient
         )
@@ -35,19 +35,19 @@ def probe_failure(scan: Scan, convolution: Convolution, device: str, with_gradie
     return None if difference < PROBE_TOLERANCE else f"a tiny scan on {device} is off by {difference:.2g}"
 
 
-def _results(scan: Scan, convolution: Convolution, device: str, with_gradient: bool) -> list[Tensor]:
+def _results(run_scan: RunScan, convolve: Convolve, device: str, with_gradient: bool) -> list[Tensor]:
     """Outputs, and on request the gradients of the rows and the taps."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, 4, 9), (1, 4, 9), (1, 2, 9), (1, 2, 9), (4, 4))
     tensors = [torch.randn(*shape, generator=generator).to(device).requires_grad_(with_gradient) for shape in shapes]
     x, delta, B, C, taps = tensors
-    decays: Any = -torch.ones(4, 2, device=device)
-    walk = ((1, 1, 9), ScanOrder())
+    decays = -torch.ones(4, 2, device=device)
+    walk = (1, 1, 9), NATURAL_ORDER
     kind = x.device.type
     # Autocast would round the specification's convolution.
     with torch.autocast(kind, enabled=False), torch.set_grad_enabled(with_gradient):
-        u = convolution(x, taps, None, "silu", *walk)
-        output, _ = scan(u, delta, decays, B, C, None, None, None, True, *walk)
+        u = convolve(Convolution(x, taps, None, True, *walk))
+        output, _ = run_scan(Scan(u, delta, decays, B, C, None, None, None, True, *walk))
     if not with_gradient:
         return [u, output]
     torch.autograd.backward(output.sum())

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from MambaSegLib.scan.order import ScanOrder
-from MambaSegLib.scan.paths import Grid, from_scan_order, to_scan_order
+from MambaSegLib.scan.arguments import Convolution, Scan, each
+from MambaSegLib.scan.checks import has_float64
+from MambaSegLib.scan.paths import from_scan_order, to_scan_order
 
 STATES_IN_FLIGHT = 1 << 18
-"""State values that `selective_scan_chunked` advances at once: 1 MiB, large enough to hide PyTorch's cost per operation."""
+"""State values that `selective_scan` advances at once: 1 MiB, large enough to hide PyTorch's cost per operation."""
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -35,82 +36,37 @@ def why_unavailable(device: str, needs_gradient: bool) -> str | None:
     return None
 
 
-def selective_scan(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The chunked form; arguments as `selective_scan_sequential`."""
-    return selective_scan_chunked(*arguments)
-
-
-def selective_scan_sequential(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
-    """One step after the other, as the formulas read; float64 in, float64 out. What every other form is tested against.
-
-    Returns:
-        The output (B, D, L) in the dtype of u, and the last state (B, D, N), which has no gradient.
-    """
-    return _around(_sequential_core, u, delta, A, B, C, D, z, delta_bias, delta_softplus, grid, order)
-
-
-def selective_scan_chunked(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
     """Many chunks of the sequence advance in step: L / G operations on G chunks, memory in proportion to L D, not L D N.
 
     A first pass finds every chunk's last state from a zero start; a chunk decays by exp(A sum delta), so the true first
-    states follow; a second pass gives the output. Arguments and result as `selective_scan_sequential`.
+    states follow; a second pass gives the output.
     """
-    return _around(_LockStep.apply, u, delta, A, B, C, D, z, delta_bias, delta_softplus, grid, order)
+    return _around(_LockStep.apply, scan)
 
 
-def _around(
-    core: Core,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_sequential(scan: Scan) -> tuple[Tensor, Tensor]:
+    """One step after the other, as the formulas read; float64 in, float64 out. What every other form is tested against."""
+    return _around(_sequential_core, scan)
+
+
+def _around(core: Core, scan: Scan) -> tuple[Tensor, Tensor]:
     """What surrounds the recurrence: half types to float32, order, softplus, skip and gate."""
-    state_type = torch.float64 if u.dtype == torch.float64 else torch.float32
-    delta = delta.to(state_type)
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(state_type)[:, None]
-    if delta_softplus:
+    state_type = torch.float64 if has_float64(scan.tensors) else torch.float32
+    u, delta = scan.u.to(state_type), scan.delta.to(state_type)
+    if scan.delta_bias is not None:
+        delta = delta + scan.delta_bias.to(state_type)[:, None]
+    if scan.softplus:
         delta = functional.softplus(delta)
-    rows = [to_scan_order(t.to(state_type), grid, order).transpose(1, 2) for t in (u, delta, B, C)]
-    y, last_state = core(rows[0], rows[1], A.to(state_type), rows[2], rows[3])
-    y = from_scan_order(y.transpose(1, 2), grid, order)
-    if D is not None:
-        y = y + D.to(state_type)[:, None] * u.to(state_type)
-    if z is not None:
-        y = y * functional.silu(z.to(state_type))
-    return y.to(u.dtype), last_state
+    walk = scan.grid, scan.order
+    rows = [to_scan_order(t.to(state_type), *walk).transpose(1, 2) for t in (u, delta, scan.B, scan.C)]
+    y, last_state = core(rows[0], rows[1], scan.A.to(state_type), rows[2], rows[3])
+    y = from_scan_order(y.transpose(1, 2), *walk)
+    if scan.D is not None:
+        y = y + scan.D.to(state_type)[:, None] * u
+    if scan.z is not None:
+        y = y * functional.silu(scan.z.to(state_type))
+    return y.to(scan.u.dtype), last_state
 
 
 def _sequential_core(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,15 +190,11 @@ def _segment_states(
     return kept
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, grid: Grid, order: ScanOrder
-) -> Tensor:
-    """Depthwise causal convolution along the scan; x (B, D, L), weight (D, K)."""
-    sequence = to_scan_order(x, grid, order)
-    taps = weight.shape[1]
-    padded = functional.pad(sequence, (taps - 1, 0))
-    y = functional.conv1d(
-        padded, weight[:, None].to(x.dtype), None if bias is None else bias.to(x.dtype), groups=x.shape[1]
-    )
-    y = from_scan_order(y, grid, order)
-    return functional.silu(y) if activation == "silu" else y
+def causal_conv1d(convolution: Convolution) -> Tensor:
+    """Tap by tap in PyTorch's own convolution; half types are computed in float32, as in the scan."""
+    kind = torch.float64 if has_float64(convolution.tensors) else torch.float32
+    x, weight, bias = each(lambda t: t.to(kind), convolution.tensors)
+    walk = convolution.grid, convolution.order
+    sequence = functional.pad(to_scan_order(x, *walk), (weight.shape[1] - 1, 0))
+    y = from_scan_order(functional.conv1d(sequence, weight[:, None], bias, groups=x.shape[1]), *walk)
+    return (functional.silu(y) if convolution.silu else y).to(convolution.x.dtype)

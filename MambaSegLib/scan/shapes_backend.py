@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.errors import BackendUnavailableError
-from MambaSegLib.scan.order import ScanOrder
-from MambaSegLib.scan.paths import Grid
+from MambaSegLib.scan.arguments import Convolution, Scan
 
 _REFUSAL = "the scan backend 'shapes' only counts; choose another one or 'auto'"
 
@@ -50,29 +49,13 @@ SCAN_OPERATOR = torch.ops.mambaseg_shapes.selective_scan
 CONVOLUTION_OPERATOR = torch.ops.mambaseg_shapes.causal_conv1d
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
-    """Output and last state without values; arguments as `pytorch_backend.selective_scan_sequential`."""
-    del delta, B, C, delta_bias, delta_softplus, grid, order
-    out: Tensor = scan_shape(u, A, 1 + (D is not None) + (z is not None))
-    return out, u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """Output and last state without values."""
+    out: Tensor = scan_shape(scan.u, scan.A, 1 + (scan.D is not None) + (scan.z is not None))
+    return out, scan.u.new_empty((scan.u.shape[0], *scan.A.shape), dtype=torch.float32)
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, grid: Grid, order: ScanOrder
-) -> Tensor:
-    """Output without values; arguments as `pytorch_backend.causal_conv1d`."""
-    del bias, activation, grid, order
-    out: Tensor = conv_shape(x, weight)
+def causal_conv1d(convolution: Convolution) -> Tensor:
+    """Output without values."""
+    out: Tensor = conv_shape(convolution.x, convolution.weight)
     return out

@@ -6,6 +6,7 @@ launches. What a backward pass needs beyond the inputs is computed again. Equal 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from MambaSegLib.scan.arguments import Convolution, Scan, Scans, each
+from MambaSegLib.scan.checks import refuse_float64
 from MambaSegLib.scan.order import ScanOrder
 from MambaSegLib.scan.paths import Grid
 
 if TYPE_CHECKING:
-    from MambaSegLib.scan.triton_launch import Walk
+    from MambaSegLib.scan.triton_launch import Operands, Walk
 
 OLDEST_CAPABILITY = (7, 5)
 """What Triton compiles for: Turing (2018) and later."""
@@ -55,59 +58,20 @@ def _probe_failure(device: str, needs_gradient: bool) -> str | None:
     return probe_failure(selective_scan, causal_conv1d, device, needs_gradient)
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, D, L) in the dtype of u, and the last state (B, D, N) without gradient; see `scan.selective_scan`.
+def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `Backend.selective_scan`.
 
     Raises:
         ValueError: For float64 tensors, which this backend would round, and for more tokens than it counts.
     """
-    rows = [None if t is None else t.transpose(1, 2)[None] for t in (u, delta, B, C, z)]
-    parameters = [None if t is None else t[None] for t in (A, D, delta_bias)]
-    arguments: tuple[Any, ...] = (*rows, *parameters, delta_softplus, grid, (order,))
-    out, last = scan_rows(*arguments)
+    u, delta, B, C, z = each(lambda t: t.transpose(1, 2)[None], scan.sequences)
+    A, D, delta_bias = each(lambda t: t[None], scan.parameters)
+    out, last = scan_rows(Scans(u, delta, A, B, C, D, z, delta_bias, scan.softplus, scan.grid, (scan.order,)))
     return out[0].transpose(1, 2), last[0]
 
 
-def scan_rows(
-    u: Tensor,
-    delta: Tensor,
-    B: Tensor,
-    C: Tensor,
-    z: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    grid: Grid,
-    orders: tuple[ScanOrder, ...],
-) -> tuple[Tensor, Tensor]:
+def scan_rows(scans: Scans) -> tuple[Tensor, Tensor]:
     """Scan several directions in the same launches.
-
-    Args:
-        u: Tokens in memory order as rows, (directions, B, L, D). Any steps in memory, as long as the last axis is
-            contiguous; others are copied. So are the next four.
-        delta: As u.
-        B: (directions, B, L, N).
-        C: As B.
-        z: As u.
-        A: (directions, D, N).
-        D: (directions, D).
-        delta_bias: (directions, D).
-        delta_softplus: As in `scan.selective_scan`.
-        grid: (Z, Y, X) of the L tokens.
-        orders: One per direction.
 
     Returns:
         Output (directions, B, L, D) in the dtype of u, and the last states (directions, B, D, N) in float32, which have
@@ -118,46 +82,33 @@ def scan_rows(
     """
     from MambaSegLib.scan.triton_launch import Walk
 
-    _check((u, delta, B, C, z, A, D, delta_bias), u.shape[2])
-    parameters = [None if t is None else t.float() for t in (A, D, delta_bias)]
+    _check(scans.tensors, scans.u.shape[2])
+    parameters = each(lambda t: t.float(), scans.parameters)
     result: tuple[Tensor, Tensor] = _Scan.apply(  # type: ignore[no-untyped-call]
-        Walk(grid, orders), delta_softplus, u, delta, B, C, z, *parameters
+        Walk(scans.grid, scans.orders), scans.softplus, *scans.sequences, *parameters
     )
     return result
 
 
 def _check(tensors: tuple[Tensor | None, ...], tokens: int) -> None:
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        msg = "the triton backend computes in float32 and would round float64 tensors; use backend='pytorch'"
-        raise ValueError(msg)
+    refuse_float64(tensors, "triton")
     if tokens > MOST_TOKENS:
         msg = f"the triton backend counts up to {MOST_TOKENS} tokens, got {tokens}; use a smaller patch"
         raise ValueError(msg)
 
 
 class _Scan(torch.autograd.Function):
-    """See `scan_rows`; parameters are float32."""
+    """Rows u, delta, B, C, z as in `Scans`; then A, D and delta_bias in float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        walk: Walk,
-        softplus: bool,
-        u: Tensor,
-        delta: Tensor,
-        B: Tensor,
-        C: Tensor,
-        z: Tensor | None,
-        A: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, walk: Walk, softplus: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         from MambaSegLib.scan import triton_launch
 
         ctx.walk, ctx.softplus = walk, softplus
-        ctx.save_for_backward(u, delta, B, C, z, A, D, delta_bias)
-        out, last = triton_launch.run_forward(_operands(u, delta, B, C, z, A, D, delta_bias), walk, softplus)
-        last = last.reshape(u.shape[0], u.shape[1], *last.shape[1:]).transpose(2, 3)
+        ctx.save_for_backward(*tensors)
+        operands = _operands(tensors)
+        out, last = triton_launch.run_forward(operands, walk, softplus)
+        last = last.reshape(*operands.u.shape[:2], *last.shape[1:]).transpose(2, 3)
         ctx.mark_non_differentiable(last)
         return out, last
 
@@ -168,56 +119,54 @@ class _Scan(torch.autograd.Function):
 
         saved = ctx.saved_tensors  # once: a checkpoint computes them again and refuses to hand them out twice
         D, delta_bias = saved[-2:]
-        operands = _operands(*saved)
-        found = triton_launch.run_backward(operands, triton_launch.by_rows(dout), ctx.walk, ctx.softplus)
+        found = triton_launch.run_backward(_operands(saved), triton_launch.by_rows(dout), ctx.walk, ctx.softplus)
         skip, bias = None if D is None else found.skip, None if delta_bias is None else found.bias
         return None, None, found.u, found.delta, found.B, found.C, found.z, found.A, skip, bias
 
 
-def _operands(
-    u: Tensor,
-    delta: Tensor,
-    B: Tensor,
-    C: Tensor,
-    z: Tensor | None,
-    A: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-) -> Any:
+def _operands(tensors: Sequence[Any]) -> Operands:
     from MambaSegLib.scan.triton_launch import Operands, by_rows
 
-    rows = [None if t is None else by_rows(t) for t in (u, delta, B, C, z)]
-    vectors = [None if t is None else t.contiguous() for t in (D, delta_bias)]
-    operands: tuple[Any, ...] = (*rows, A.transpose(1, 2).contiguous(), *vectors)
-    return Operands(*operands)
+    *rows, A, D, delta_bias = tensors
+    u, delta, B, C, z = each(by_rows, rows)
+    return Operands(u, delta, B, C, z, A.transpose(1, 2).contiguous(), *each(lambda t: t.contiguous(), (D, delta_bias)))
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, grid: Grid, order: ScanOrder
-) -> Tensor:
-    """See `scan.causal_conv1d`.
+def causal_conv1d(convolution: Convolution) -> Tensor:
+    """See `Backend.causal_conv1d`.
 
     Raises:
         ValueError: As `selective_scan`.
     """
-    bias = None if bias is None else bias[None]
-    return convolve_rows(x.transpose(1, 2)[None], weight[None], bias, activation, grid, (order,))[0].transpose(1, 2)
+    x, weight, bias = each(lambda t: t[None], convolution.tensors)
+    y = convolve_rows(x.transpose(2, 3), weight, bias, convolution.silu, convolution.grid, (convolution.order,))
+    return y[0].transpose(1, 2)
 
 
 def convolve_rows(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    grid: Grid,
-    orders: tuple[ScanOrder, ...],
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, grid: Grid, orders: tuple[ScanOrder, ...]
 ) -> Tensor:
-    """Causal convolutions of several directions in one launch; x (directions, B, L, D), weight (directions, D, K)."""
+    """Causal convolutions of several directions in one launch.
+
+    Args:
+        x: Rows (directions, B, L, D), as u of `Scans`.
+        weight: (directions, D, K).
+        bias: (directions, D).
+        silu: Whether SiLU follows.
+        grid: (Z, Y, X) of the L tokens.
+        orders: One per direction.
+
+    Returns:
+        In shape and dtype of x.
+
+    Raises:
+        ValueError: As `selective_scan`.
+    """
     from MambaSegLib.scan.triton_launch import Walk
 
     _check((x, weight, bias), x.shape[2])
     result: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        Walk(grid, orders), activation == "silu", x, weight.float(), None if bias is None else bias.float()
+        Walk(grid, orders), silu, x, *each(lambda t: t.float(), (weight, bias))
     )
     return result
 

@@ -32,9 +32,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from MambaSegLib.scan import numba_backend, pytorch_backend
-from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
+from MambaSegLib.scan.arguments import Scan
+from MambaSegLib.scan.order import NATURAL_ORDER
 
-Scan = Callable[..., tuple[Tensor, Tensor]]
+Form = Callable[[Scan], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,16 @@ STAGES = {
 }
 
 
-def reference_formula(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    delta_bias: Tensor,
-    softplus: bool,
-    grid: tuple[int, int, int],
-    order: ScanOrder,
-) -> tuple[Tensor, Tensor]:
+def _tensors(scan: Scan) -> tuple[Tensor, ...]:
+    """All eight are there."""
+    D, z, delta_bias = scan.D, scan.z, scan.delta_bias
+    assert D is not None and z is not None and delta_bias is not None  # noqa: PT018
+    return scan.u, scan.delta, scan.A, scan.B, scan.C, D, z, delta_bias
+
+
+def reference_formula(scan: Scan) -> tuple[Tensor, Tensor]:
     """How mamba-ssm's `selective_scan_ref` computes, written anew: all decays and inputs at once, then a loop."""
-    del softplus, grid, order
+    u, delta, A, B, C, D, z, delta_bias = _tensors(scan)
     delta = functional.softplus(delta + delta_bias[:, None])
     decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
     inputs = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
@@ -84,7 +80,7 @@ def reference_formula(
     return (torch.stack(outputs, 2) + u * D[:, None]) * functional.silu(z), state
 
 
-def compiled_scan(folder: Path) -> Scan | None:
+def compiled_scan(folder: Path) -> Form | None:
     """`scan.cpp`, built by g++ into `folder`; None without g++. It has no backward pass."""
     if shutil.which("g++") is None:
         return None
@@ -93,20 +89,8 @@ def compiled_scan(folder: Path) -> Scan | None:
     subprocess.run(["g++", *flags, str(Path(__file__).with_name("scan.cpp")), "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).scan
 
-    def run(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        delta_bias: Tensor,
-        softplus: bool,
-        grid: tuple[int, int, int],
-        order: ScanOrder,
-    ) -> tuple[Tensor, Tensor]:
-        del softplus, grid, order
+    def run(scan: Scan) -> tuple[Tensor, Tensor]:
+        u, delta, A, B, C, D, z, delta_bias = _tensors(scan)
         tensors = [
             u.transpose(1, 2),
             delta.transpose(1, 2),
@@ -126,10 +110,10 @@ def compiled_scan(folder: Path) -> Scan | None:
 
 
 LOOPS = ("reference", "sequential")
-FORMS: dict[str, Scan] = {
+FORMS: dict[str, Form] = {
     "reference": reference_formula,
     "sequential": pytorch_backend.selective_scan_sequential,
-    "chunked": pytorch_backend.selective_scan_chunked,
+    "chunked": pytorch_backend.selective_scan,
     "numba": numba_backend.selective_scan,
 }
 COMPILED = "g++"
@@ -165,7 +149,7 @@ def make(stage: Stage, length: int) -> list[Tensor]:
     return [u, 0.5 * delta, A, B, C, torch.ones(d), z, bias]
 
 
-def runner(form: Scan, tensors: list[Tensor], gradient: bool) -> Callable[[], None]:
+def runner(form: Form, tensors: list[Tensor], gradient: bool) -> Callable[[], None]:
     """One forward, or forward and backward, pass."""
     length = tensors[0].shape[2]
     leaves = [t.detach().requires_grad_(gradient) for t in tensors]
@@ -173,7 +157,7 @@ def runner(form: Scan, tensors: list[Tensor], gradient: bool) -> Callable[[], No
 
     def run() -> None:
         with torch.set_grad_enabled(gradient):
-            output, _ = form(*leaves, True, (1, 1, length), NATURAL_ORDER)
+            output, _ = form(Scan(*leaves, True, (1, 1, length), NATURAL_ORDER))
         if gradient:
             output.backward(weights)
             for leaf in leaves:
@@ -182,7 +166,7 @@ def runner(form: Scan, tensors: list[Tensor], gradient: bool) -> Callable[[], No
     return run
 
 
-def measure(name: str, stage: Stage, gradient: bool, repeats: int, compiled: Scan | None) -> list[Measurement]:
+def measure(name: str, stage: Stage, gradient: bool, repeats: int, compiled: Form | None) -> list[Measurement]:
     """All forms, taking turns, so that a busy moment of the computer meets them alike."""
     # The loops' backward passes keep every state, and the reference formula's takes time with the square of the length.
     loop_length = stage.loop_length // 8 if gradient else stage.loop_length

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from MambaSegLib.networks.mamba import MambaLayer3d
-from MambaSegLib.scan import causal_conv1d, list_backends, selective_scan
+from MambaSegLib.scan import causal_conv1d, list_backends, pytorch_backend, selective_scan
+from MambaSegLib.scan.arguments import Scan
 from MambaSegLib.scan.order import ALL_LETTERS, NATURAL_ORDER, ScanOrder, ScanPath
-from MambaSegLib.scan.pytorch_backend import selective_scan_chunked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ def results(
     """Output and every gradient; without a backend from the specification, in float64."""
     leaves = {name: (t.double() if backend is None else t).detach().requires_grad_() for name, t in made.items()}
     if backend is None:
-        output, _ = selective_scan_chunked(*(leaves[n] for n in NAMES), True, grid, order)
+        output, _ = pytorch_backend.selective_scan(Scan(*(leaves[n] for n in NAMES), True, grid, order))
     else:
         output = selective_scan(**leaves, delta_softplus=True, grid=grid, order=order, backend=backend)
     weights = torch.randn(output.shape, generator=torch.Generator(CUDA).manual_seed(1), device=CUDA)

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from MambaSegLib.errors import BackendUnavailableError
 from MambaSegLib.scan import BACKENDS, causal_conv1d, list_backends, resolve_backend, selective_scan
+from MambaSegLib.scan.arguments import Scan
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 from MambaSegLib.scan.pytorch_backend import selective_scan_sequential
 
@@ -84,7 +85,7 @@ def wanted(case: Case, made: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """The same from the specification, in float64, in the order the tensors are in."""
     leaves = {name: None if t is None else t.detach().double().requires_grad_() for name, t in made.items()}
     output, last_state = selective_scan_sequential(
-        *(leaves[name] for name in NAMES), case.softplus, (1, 1, case.length), NATURAL_ORDER
+        Scan(*(leaves[name] for name in NAMES), case.softplus, (1, 1, case.length), NATURAL_ORDER)
     )
     return {"output": output.detach(), "last_state": last_state} | gradients(output, leaves)
 
@@ -158,7 +159,7 @@ def test_each_order_equals_a_scan_of_permuted_and_flipped_copies(backend, order)
     output = selective_scan(**leaves, delta_softplus=True, grid=GRID, order=order, backend=backend)
     output.backward(weights)
     copied = {name: t.detach().double().requires_grad_() for name, t in copies.items()}
-    reference, _ = selective_scan_sequential(*(copied[n] for n in NAMES), True, (1, 1, 60), NATURAL_ORDER)
+    reference, _ = selective_scan_sequential(Scan(*(copied[n] for n in NAMES), True, (1, 1, 60), NATURAL_ORDER))
     reference.backward(in_scan_order(weights, order).double())
 
     assert relative_error(in_scan_order(output.detach(), order), reference.detach()) <= FORWARD_TOLERANCE
@@ -272,7 +273,7 @@ def test_the_last_state_has_no_gradient_and_continues_the_scan():
 
 def test_auto_scans_float64_in_float64():
     made = {name: t.double() for name, t in tensors_of(Case(length=9)).items()}
-    reference, _ = selective_scan_sequential(*made.values(), True, (1, 1, 9), NATURAL_ORDER)
+    reference, _ = selective_scan_sequential(Scan(*made.values(), True, (1, 1, 9), NATURAL_ORDER))
     torch.testing.assert_close(selective_scan(**made, delta_softplus=True), reference, rtol=1e-12, atol=1e-12)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 
 from MambaSegLib.scan import mamba_ssm_backend, probe, pytorch_backend
+from MambaSegLib.scan.arguments import Convolution, Scan
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def official_scan(
             check(vector.dtype == torch.float32 and vector.shape == (channels,), f"{name} is (D,) in float32")
             check(vector.stride(-1) == 1 or channels == 1, f"{name} is contiguous")
     out, last = pytorch_backend.selective_scan_sequential(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, (1, 1, length), NATURAL_ORDER
+        Scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, (1, 1, length), NATURAL_ORDER)
     )
     return (out, last) if return_last_state else out
 
@@ -89,7 +91,9 @@ def official_convolution(
     if bias is not None:
         check(bias.dtype == weight.dtype and bias.shape == (channels,), "bias")
         check(bias.stride(-1) == 1 or channels == 1, "bias is contiguous")
-    return pytorch_backend.causal_conv1d(x, weight, bias, activation, (1, 1, length), NATURAL_ORDER)
+    return pytorch_backend.causal_conv1d(
+        Convolution(x, weight, bias, activation is not None, (1, 1, length), NATURAL_ORDER)
+    )
 
 
 @pytest.fixture
@@ -120,8 +124,8 @@ def arguments(dtype: torch.dtype = torch.float32, states: int = 5) -> list[Tenso
 def test_each_order_gives_the_specifications_numbers_and_gradients(order):
     leaves = [t.detach().requires_grad_() for t in arguments()]
     doubles = [t.detach().double().requires_grad_() for t in arguments()]
-    found, last = mamba_ssm_backend.selective_scan(*leaves, True, GRID, order)
-    wanted, wanted_last = pytorch_backend.selective_scan_sequential(*doubles, True, GRID, order)
+    found, last = mamba_ssm_backend.selective_scan(Scan(*leaves, True, GRID, order))
+    wanted, wanted_last = pytorch_backend.selective_scan_sequential(Scan(*doubles, True, GRID, order))
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(last, wanted_last.float(), rtol=1e-5, atol=1e-5)
     assert not last.requires_grad
@@ -137,10 +141,10 @@ def test_half_types_and_parameters_of_other_types_reach_the_kernel_as_it_wants_t
     mixed = arguments(dtype)
     mixed[3] = mixed[3].float()  # autocast leaves such mixtures
     mixed[2] = mixed[2].to(dtype)
-    found, _ = mamba_ssm_backend.selective_scan(*mixed, True, GRID, ORDERS[3])
+    found, _ = mamba_ssm_backend.selective_scan(Scan(*mixed, True, GRID, ORDERS[3]))
     assert found.dtype == dtype
     x, taps, bias = mixed[0], torch.randn(6, 4), torch.randn(6, 2)[:, 0]
-    assert mamba_ssm_backend.causal_conv1d(x, taps, bias, "silu", GRID, ORDERS[3]).dtype == dtype
+    assert mamba_ssm_backend.causal_conv1d(Convolution(x, taps, bias, True, GRID, ORDERS[3])).dtype == dtype
 
 
 @pytest.mark.usefixtures("official_packages")
@@ -148,26 +152,28 @@ def test_half_types_and_parameters_of_other_types_reach_the_kernel_as_it_wants_t
 def test_convolutions_give_the_specifications_numbers(taps):
     x, weight, bias = arguments()[0], torch.randn(6, taps), torch.randn(6, 2)[:, 0]
     for order in ORDERS[::3]:
-        found = mamba_ssm_backend.causal_conv1d(x, weight, bias, "silu", GRID, order)
-        torch.testing.assert_close(found, pytorch_backend.causal_conv1d(x, weight, bias, "silu", GRID, order))
+        convolution = Convolution(x, weight, bias, True, GRID, order)
+        found = mamba_ssm_backend.causal_conv1d(convolution)
+        torch.testing.assert_close(found, pytorch_backend.causal_conv1d(convolution))
 
 
 @pytest.mark.usefixtures("official_packages")
 def test_what_the_kernels_cannot_do_is_refused_in_words():
     with pytest.raises(ValueError, match="at most 256 states, got 257"):
-        mamba_ssm_backend.selective_scan(*arguments(states=257), True, GRID, NATURAL_ORDER)
+        mamba_ssm_backend.selective_scan(Scan(*arguments(states=257), True, GRID, NATURAL_ORDER))
     doubles = [t.double() for t in arguments()]
     with pytest.raises(ValueError, match="float64"):
-        mamba_ssm_backend.selective_scan(*doubles, True, GRID, NATURAL_ORDER)
+        mamba_ssm_backend.selective_scan(Scan(*doubles, True, GRID, NATURAL_ORDER))
+    taps = torch.zeros(6, 4).double()
     with pytest.raises(ValueError, match="float64"):
-        mamba_ssm_backend.causal_conv1d(doubles[0], torch.zeros(6, 4).double(), None, None, GRID, NATURAL_ORDER)
-    wide = torch.zeros(1).expand(1, 4096, 2**20)
+        mamba_ssm_backend.causal_conv1d(Convolution(doubles[0], taps, None, False, GRID, NATURAL_ORDER))
+    wide, taps = torch.zeros(1).expand(1, 4096, 2**20), torch.zeros(4096, 4)
     with pytest.raises(ValueError, match="smaller patch"):
-        mamba_ssm_backend.causal_conv1d(wide, torch.zeros(4096, 4), None, None, (1, 1, 2**20), NATURAL_ORDER)
+        mamba_ssm_backend.causal_conv1d(Convolution(wide, taps, None, False, (1, 1, 2**20), NATURAL_ORDER))
     long = torch.zeros(1).expand(1, 4096, 2**23)  # views of one number: nothing of that size is made
     huge = (long, long, torch.zeros(4096, 256), long[:, :256], long[:, :256])
     with pytest.raises(ValueError, match="32-bit counters"):
-        mamba_ssm_backend.selective_scan(*huge, None, None, None, True, (1, 1, 2**23), NATURAL_ORDER)
+        mamba_ssm_backend.selective_scan(Scan(*huge, None, None, None, True, (1, 1, 2**23), NATURAL_ORDER))
 
 
 def test_it_says_which_part_is_missing(monkeypatch):
@@ -181,16 +187,16 @@ def test_it_says_which_part_is_missing(monkeypatch):
 
 @pytest.mark.usefixtures("official_packages")
 def test_a_probe_tells_wrong_numbers_and_wrong_gradients_from_right_ones():
-    def doubled(*all_: Any) -> tuple[Tensor, Tensor]:
-        output, last = pytorch_backend.selective_scan_sequential(*all_)
+    def doubled(scan: Scan) -> tuple[Tensor, Tensor]:
+        output, last = pytorch_backend.selective_scan_sequential(scan)
         return 2 * output, last
 
-    def without_gradient(*all_: Any) -> tuple[Tensor, Tensor]:
-        output, last = pytorch_backend.selective_scan_sequential(all_[0].detach(), *all_[1:])
-        return output + 0 * all_[0], last
+    def without_gradient(scan: Scan) -> tuple[Tensor, Tensor]:
+        output, last = pytorch_backend.selective_scan_sequential(replace(scan, u=scan.u.detach()))
+        return output + 0 * scan.u, last
 
-    def other_order(*all_: Any) -> Tensor:
-        return pytorch_backend.causal_conv1d(*all_[:-1], ScanOrder(backward=True))
+    def other_order(convolution: Convolution) -> Tensor:
+        return pytorch_backend.causal_conv1d(replace(convolution, order=ScanOrder(backward=True)))
 
     scan, convolution = mamba_ssm_backend.selective_scan, mamba_ssm_backend.causal_conv1d
     assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None

@@ -16,12 +16,12 @@ pytest.importorskip("numba")
 
 import numpy as np
 
-from MambaSegLib.scan import numba_tasks, selective_scan
+from MambaSegLib.scan import numba_tasks, pytorch_backend, selective_scan
+from MambaSegLib.scan.arguments import Scan
 from MambaSegLib.scan.numba_tiles import TILE, fill_rows
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 from MambaSegLib.scan.parallel import run_tasks
 from MambaSegLib.scan.paths import path_numbers, to_scan_order
-from MambaSegLib.scan.pytorch_backend import selective_scan_chunked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ def everything(tensors: list[Tensor], order: ScanOrder | None = None, grid=None)
 
 def reference(tensors: list[Tensor]) -> list[Tensor]:
     leaves = [t.detach().double().requires_grad_() for t in tensors]
-    out, last = selective_scan_chunked(*leaves, None, True, (1, 1, tensors[0].shape[2]), NATURAL_ORDER)
+    out, last = pytorch_backend.selective_scan(Scan(*leaves, None, True, (1, 1, tensors[0].shape[2]), NATURAL_ORDER))
     out.backward(torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape))
     return [out.detach(), last, *(leaf.grad for leaf in leaves)]
 

@@ -24,6 +24,7 @@ if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here; Testing/gpu tests them", allow_module_level=True)
 
 from MambaSegLib.scan import triton_backend, triton_launch, triton_tuning
+from MambaSegLib.scan.arguments import Convolution, Scan, Scans
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 from MambaSegLib.scan.pytorch_backend import causal_conv1d, selective_scan_sequential
 from MambaSegLib.scan.triton_tuning import ScanConfig
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDERS = tuple(ScanOrder(axes, backward) for axes in itertools.permutations(range(3)) for backward in (False, True))
-NAMES = ("u", "delta", "B", "C", "z", "A", "D", "delta_bias")
 # float32 rounds to 6e-8; a state is a product of many factors.
 FORWARD_TOLERANCE = 5e-7
 # Gradients go through the same factors twice, and those of A and the bias sum terms of both signs.
@@ -87,24 +87,16 @@ def tensors_of(case: Case) -> dict[str, Tensor | None]:
 def results(case: Case, made: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """Outputs, last states and every gradient, from the kernels."""
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in made.items()}
-    output, last = triton_backend.scan_rows(
-        *(leaves[n] for n in NAMES), delta_softplus=case.softplus, grid=case.grid, orders=case.orders
-    )
+    output, last = triton_backend.scan_rows(Scans(**leaves, softplus=case.softplus, grid=case.grid, orders=case.orders))
     return collect(output, last, leaves)
 
 
 def wanted(case: Case, made: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """The same from the specification in float64, one direction after the other."""
     leaves = {name: None if t is None else t.detach().double().requires_grad_() for name, t in made.items()}
-    outputs, states = [], []
-    for group, order in enumerate(case.orders):
-        own = {name: None if t is None else t[group] for name, t in leaves.items()}
-        u, delta, B, C, z = (None if own[n] is None else own[n].transpose(1, 2) for n in NAMES[:5])
-        output, last = selective_scan_sequential(
-            u, delta, own["A"], B, C, own["D"], z, own["delta_bias"], case.softplus, case.grid, order
-        )
-        outputs.append(output.transpose(1, 2))
-        states.append(last)
+    scans = Scans(**leaves, softplus=case.softplus, grid=case.grid, orders=case.orders)
+    outputs, states = zip(*(selective_scan_sequential(scan) for scan in scans.one_by_one()), strict=True)
+    outputs = [output.transpose(1, 2) for output in outputs]
     return collect(torch.stack(outputs), torch.stack(states), leaves)
 
 
@@ -175,13 +167,14 @@ def test_the_signature_of_all_backends_leads_to_the_same_numbers():
     made = {name: t[0] for name, t in tensors_of(case).items()}
     rows = {name: t.transpose(1, 2) if t.ndim == 3 else t for name, t in made.items()}
     arguments = [rows[n] for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
-    found, last = triton_backend.selective_scan(*arguments, True, case.grid, case.orders[0])
-    reference, last_state = selective_scan_sequential(*(t.double() for t in arguments), True, case.grid, case.orders[0])
+    walk = case.grid, case.orders[0]
+    found, last = triton_backend.selective_scan(Scan(*arguments, True, *walk))
+    reference, last_state = selective_scan_sequential(Scan(*(t.double() for t in arguments), True, *walk))
     assert relative_error(found, reference) <= FORWARD_TOLERANCE
     assert relative_error(last, last_state) <= FORWARD_TOLERANCE
     assert not last.requires_grad
     contiguous = [t.contiguous() for t in arguments]
-    assert torch.equal(triton_backend.selective_scan(*contiguous, True, case.grid, case.orders[0])[0], found)
+    assert torch.equal(triton_backend.selective_scan(Scan(*contiguous, True, *walk))[0], found)
 
 
 def test_half_types_are_scanned_in_float32_and_their_gradients_come_back_in_kind():
@@ -191,7 +184,7 @@ def test_half_types_are_scanned_in_float32_and_their_gradients_come_back_in_kind
     # 8 bits: a GPU rounds to the nearest, the interpreter cuts off.
     torch.testing.assert_close(found["output"].float(), exact["output"], rtol=2**-7, atol=0)
     assert found["output"].dtype == torch.bfloat16
-    for name in NAMES:
+    for name in half:
         gradient = found[f"gradient of {name}"]
         assert gradient.dtype == torch.bfloat16
         # The gradient of the output is rounded to 8 bits before it comes in.
@@ -218,7 +211,7 @@ def test_nothing_is_read_or_returned_from_memory_that_was_not_written(monkeypatc
     for name, value in results(case, tensors_of(case)).items():
         assert torch.isfinite(value).all(), name
     x, weight = torch.randn(1, 1, 5, 3, requires_grad=True), torch.randn(1, 3, 4, requires_grad=True)
-    y = triton_backend.convolve_rows(x, weight, None, "silu", (1, 1, 5), (NATURAL_ORDER,))
+    y = triton_backend.convolve_rows(x, weight, None, True, (1, 1, 5), (NATURAL_ORDER,))
     y.sum().backward()
     for value in (y, x.grad, weight.grad):
         assert torch.isfinite(value).all()
@@ -238,12 +231,12 @@ def test_memory_around_the_tensors_is_neither_used_nor_touched():
 
 
 def test_float64_and_too_many_tokens_are_refused():
-    made = tensors_of(Case())
+    doubles = {name: t.double() for name, t in tensors_of(Case()).items()}
     with pytest.raises(ValueError, match="float64"):
-        triton_backend.scan_rows(*(made[n].double() for n in NAMES), True, (1, 1, 6), (NATURAL_ORDER,))
+        triton_backend.scan_rows(Scans(**doubles, softplus=True, grid=(1, 1, 6), orders=(NATURAL_ORDER,)))
     with pytest.raises(ValueError, match="smaller patch"):
         triton_backend.convolve_rows(
-            torch.zeros(1, 1, 1, 1).expand(1, 1, 2**31, 1), torch.zeros(1, 1, 4), None, None, (1, 1, 2**31), ()
+            torch.zeros(1, 1, 1, 1).expand(1, 1, 2**31, 1), torch.zeros(1, 1, 4), None, False, (1, 1, 2**31), ()
         )
 
 
@@ -251,25 +244,25 @@ def test_float64_and_too_many_tokens_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("taps", "grid", "channels", "batch", "orders", "activation"),
+    ("taps", "grid", "channels", "batch", "orders", "silu"),
     [
-        (4, (2, 2, 3), 3, 1, ORDERS, "silu"),
-        (4, (1, 1, 9), 9, 2, ORDERS[:1], None),
-        (1, (1, 1, 9), 3, 1, ORDERS[:2], "silu"),
-        (7, (1, 1, 3), 2, 1, ORDERS[:1], "silu"),
+        (4, (2, 2, 3), 3, 1, ORDERS, True),
+        (4, (1, 1, 9), 9, 2, ORDERS[:1], False),
+        (1, (1, 1, 9), 3, 1, ORDERS[:2], True),
+        (7, (1, 1, 3), 2, 1, ORDERS[:1], True),
     ],
 )
-def test_convolutions_match_those_of_copies_with_every_gradient(taps, grid, channels, batch, orders, activation):
+def test_convolutions_match_those_of_copies_with_every_gradient(taps, grid, channels, batch, orders, silu):
     generator = torch.Generator().manual_seed(0)
     length, groups = grid[0] * grid[1] * grid[2], len(orders)
     shapes = ((groups, batch, length, channels), (groups, channels, taps), (groups, channels))
     leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     weights = torch.randn(shapes[0], generator=generator)
-    found = triton_backend.convolve_rows(*leaves, activation, grid, orders)
+    found = triton_backend.convolve_rows(*leaves, silu, grid, orders)
     reference = torch.stack(
         [
-            causal_conv1d(x.transpose(1, 2), w, b, activation, grid, order).transpose(1, 2)
+            causal_conv1d(Convolution(x.transpose(1, 2), w, b, silu, grid, order)).transpose(1, 2)
             for x, w, b, order in zip(*doubles, orders, strict=True)
         ]
     )
@@ -283,8 +276,8 @@ def test_convolutions_match_those_of_copies_with_every_gradient(taps, grid, chan
 def test_the_convolution_of_all_backends_leads_to_the_same_numbers():
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*s, generator=generator) for s in ((2, 3, 12), (3, 4), (3,)))
-    found = triton_backend.causal_conv1d(x, weight, bias, "silu", (2, 2, 3), ORDERS[7])
-    torch.testing.assert_close(found, causal_conv1d(x, weight, bias, "silu", (2, 2, 3), ORDERS[7]))
+    convolution = Convolution(x, weight, bias, True, (2, 2, 3), ORDERS[7])
+    torch.testing.assert_close(triton_backend.causal_conv1d(convolution), causal_conv1d(convolution))
 
 
 # -- availability and divisions --------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from measuring import Row, Run, Settings, race, wait
 from torch import Tensor
 
 from MambaSegLib.scan import list_backends, selective_scan
-from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
-from MambaSegLib.scan.pytorch_backend import selective_scan_chunked
+from MambaSegLib.scan.arguments import Scans
+from MambaSegLib.scan.order import ScanOrder
 
 STAGES = {
     "s1 N16": (48 * 192 * 192, 64, 16),
@@ -71,7 +71,7 @@ def _error(backend: str, made: list[Tensor]) -> str:
     start = [t[..., :CHECKED_TOKENS] if t.ndim == 3 else t for t in made]
     with torch.no_grad():
         found = selective_scan(*start, True, backend=backend).double()
-        wanted, _ = selective_scan_chunked(*(t.double() for t in start), True, (1, 1, start[0].shape[2]), NATURAL_ORDER)
+        wanted = selective_scan(*(t.double() for t in start), True, backend="pytorch")
     return f"error {float((found - wanted).norm() / wanted.norm()):.1e}"
 
 
@@ -79,23 +79,22 @@ def _directions(made: list[Tensor], gradient: bool) -> Run:
     """Eight directions of a volume in one launch, whose rows are those of `made`, seen eight times."""
     from MambaSegLib.scan.triton_backend import scan_rows
 
-    u, delta, A, B, C, D, z, bias = made
-    rows = [
-        t.transpose(1, 2).expand(DIRECTIONS, -1, -1, -1).detach().requires_grad_(gradient) for t in (u, delta, B, C, z)
+    repeated = [
+        (t.transpose(1, 2) if t.ndim == 3 else t).expand(DIRECTIONS, *(-1,) * t.ndim).detach().requires_grad_(gradient)
+        for t in made
     ]
-    parameters = [t.expand(DIRECTIONS, *t.shape).detach().requires_grad_(gradient) for t in (A, D, bias)]
     walks = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1))
     orders = tuple(ScanOrder(axes, backward) for axes in walks for backward in (False, True))
-    length = u.shape[2]
+    length = made[0].shape[2]
     slices = max(n for n in (48, 24, 12, 6, 3, 1) if length % (n * 4) == 0)
     grid = (slices, 4, length // slices // 4)
 
     def run() -> None:
         with torch.set_grad_enabled(gradient):
-            output, _ = scan_rows(*rows, *parameters, True, grid, orders)
+            output, _ = scan_rows(Scans(*repeated, True, grid, orders))
         if gradient:
             output.backward(torch.ones_like(output))
-            for leaf in (*rows, *parameters):
+            for leaf in repeated:
                 leaf.grad = None
 
     return run
