@@ -76,8 +76,13 @@ _HOMES = {
 }
 
 
+_PACKAGES = ("networks", "scan")
+
+
 def __getattr__(name: str) -> object:
     """Import the module of a public name when the name is first used."""
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     for module, names in _HOMES.items():
         if name in names:
             value: object = getattr(import_module(f"{__name__}.{module}"), name)

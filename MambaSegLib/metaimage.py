@@ -13,7 +13,7 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array
-from MambaSegLib.raw_image import GZIP_RATIO, RawImage, check_readable, check_size, choose_frame, stem_of
+from MambaSegLib.raw_image import GZIP_RATIO, NO_SPACING, RawImage, check_readable, check_size, choose_frame, stem_of
 from MambaSegLib.voxel_data import read_voxels
 
 _DTYPES = {
@@ -22,6 +22,8 @@ _DTYPES = {
     "MET_DOUBLE": "f8",
 }  # fmt: skip
 _MAX_LINES = 200
+_SPACING_FIELDS = ("ElementSpacing", "ElementSize")
+"""Where a voxel's edges are given; ITK takes the second where the first is missing."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def read_metaimage(path: Path, frame: int | None = None) -> RawImage:
     array = read_voxels(header.data, header.data_start, encoding, header.sizes[::-1], header.dtype)
     axes = (header.matrix[:3, :3] * np.array(header.spacing[:3])[:, None])[::-1].T
     voxels = np.ascontiguousarray(array[chosen]) if array.ndim == 4 else array
-    return RawImage(voxels, axes, header.offset[:3], stem_of(path))
+    notices = () if any(name in fields for name in _SPACING_FIELDS) else (NO_SPACING,)
+    return RawImage(voxels, axes, header.offset[:3], stem_of(path), notices)
 
 
 def data_file_of(path: Path) -> Path:
@@ -91,7 +94,7 @@ def _parsed(path: Path, fields: dict[str, str], header_bytes: int) -> _Header:
         sizes = tuple(int(n) for n in fields["DimSize"].split())
         channels = int(fields.get("ElementNumberOfChannels", "1"))
         kind = _DTYPES[fields["ElementType"]]
-        spacing = _numbers(fields, ("ElementSpacing",), "1 " * count)
+        spacing = _numbers(fields, _SPACING_FIELDS, "1 " * count)
         matrix = _numbers(
             fields, ("TransformMatrix", "Rotation", "Orientation"), " ".join(map(str, np.eye(count).flat))
         )
@@ -107,7 +110,7 @@ def _parsed(path: Path, fields: dict[str, str], header_bytes: int) -> _Header:
         msg = f"{path} holds {channels} values per voxel; a scalar image is needed: convert it first"
         raise InputError(msg)
     _check(path, count, sizes, spacing, matrix, offset)
-    big_endian = _true(fields, "BinaryDataByteOrderMSB") or _true(fields, "ElementByteOrderMSB")
+    big_endian = _true(fields, "BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
     data, start = _data_file(path, fields, header_bytes, skip)
     return _Header(
         sizes=sizes,

@@ -238,8 +238,11 @@ def _scaled(path: Path, header: Header, stored: Array) -> Array:
         return native
     # 32-bit floats hold every 16-bit integer; wider stored types keep their digits in 64 bits.
     wide = native.dtype.itemsize > 2 and native.dtype != np.float32
+    scaled = np.empty(native.shape, np.float64 if wide else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray((native * np.float64(slope) + inter).astype(np.float64 if wide else np.float32))
+        for z, part in enumerate(native):  # a CT in 64-bit floats would take gigabytes
+            scaled[z] = part.astype(np.float64) * slope + inter
+    return scaled
 
 
 def _grid(path: Path, header: Header, shape: tuple[int, int, int]) -> tuple[Array, Array, tuple[str, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.nrrd_header import NrrdHeader, data_file, dtype_of, encoding_of, read_nrrd_header
-from MambaSegLib.raw_image import RawImage, choose_frame, stem_of
+from MambaSegLib.raw_image import NO_SPACING, RawImage, choose_frame, stem_of
 from MambaSegLib.voxel_data import read_voxels
 
 FRAME_KINDS = ("list", "time")
@@ -94,13 +94,15 @@ def _grid(path: Path, header: NrrdHeader, axis: int | None) -> tuple[Array, Arra
     """LPS step per array axis (Z, Y, X) as columns, origin, and notices."""
     space = re.sub("[- ]time$", "", header.fields.get("space", "").lower())
     signs = np.array(_TO_LPS.get(space, (1, 1, 1)), dtype=np.float64)
-    notices = () if space in _TO_LPS else (_NO_SPACE,)
+    notices: tuple[str, ...] = () if space in _TO_LPS else (_NO_SPACE,)
     spatial = [k for k in range(len(header.sizes)) if k != axis]
     directions = header.directions()
     if directions:
         vectors = [directions[k] for k in spatial]
     else:
-        spacings = header.numbers("spacings") or (1.0,) * len(header.sizes)
+        spacings = header.numbers("spacings")
+        notices += () if spacings else (NO_SPACING,)
+        spacings = spacings or (1.0,) * len(header.sizes)
         vectors = [tuple(spacings[k] * unit for unit in np.eye(3)[n]) for n, k in enumerate(spatial)]
     origin = header.numbers("space origin") or (0.0, 0.0, 0.0)
     if any(vector is None or len(vector) < 3 for vector in vectors) or len(origin) < 3:

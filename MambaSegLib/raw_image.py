@@ -22,6 +22,10 @@ MIN_SPACING_MM, MAX_SPACING_MM = 1e-3, 1e3
 """Voxel edges outside 1 micrometer to 1 meter are damage or a wrong unit, not a scan."""
 
 
+NO_SPACING = "the header gives no voxel size; 1 mm is assumed, as 3D Slicer does; check it"
+"""Notice for images of which nobody knows how large they are."""
+
+
 @dataclass(frozen=True)
 class RawImage:
     """One scalar 3D image as found in a file.

@@ -159,7 +159,8 @@ def read_channels(
 
         volumes[k] = resample_onto(volume, first.geometry)
         on_notice(f"{which} was resampled onto the grid of {files[0]} ({difference})")
-    array = np.concatenate([volume.array for volume in volumes])
+    # One image is handed on as it is: joined, it would be copied.
+    array = first.array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
     return Volume(array, first.geometry, names, first.name)
 
 

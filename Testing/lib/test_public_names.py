@@ -25,6 +25,12 @@ def test_every_public_name_has_a_home() -> None:
     assert sorted(homes) == sorted(MambaSegLib.__all__)
 
 
+def test_networks_and_scan_are_there_without_an_import_of_their_own() -> None:
+    code = "import MambaSegLib; print(MambaSegLib.networks.create_network, MambaSegLib.scan.selective_scan)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         MambaSegLib.nonsense  # noqa: B018

@@ -290,6 +290,41 @@ def test_damaged_metaimages_are_refused(tmp_path, change, said):
         read_volume(mha(tmp_path / "a.mha", **change))
 
 
+def old_mha(path, *lines):
+    """A file as older programs wrote it: with few and other fields."""
+    head = ["NDims = 3", "DimSize = 5 4 3", "ElementType = MET_SHORT", *lines, "ElementDataFile = LOCAL"]
+    path.write_bytes("\n".join(head).encode() + b"\n" + image("<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["ElementSize = 1 2 3"],
+        ["ElementSize = 9 9 9", "ElementSpacing = 1 2 3"],
+        ["ElementSpacing = 1 2 3", "ElementByteOrderMSB = True"],
+        ["ElementSpacing = 1 2 3", "BinaryDataByteOrderMSB = False", "ElementByteOrderMSB = True"],
+        ["ElementSpacing = 1 2 3", "BinaryDataByteOrderMSB = True", "ElementByteOrderMSB = False"],
+    ],
+)
+def test_metaimages_of_older_programs_are_read_as_simpleitk_does(tmp_path, lines):
+    path = old_mha(tmp_path / "a.mha", *lines)
+    expected = sitk.ReadImage(str(path))
+    volume = read_volume(path)
+    assert volume.geometry.spacing_mm[::-1] == expected.GetSpacing() == (1.0, 2.0, 3.0)
+    assert np.array_equal(volume.array[0], sitk.GetArrayFromImage(expected))
+
+
+def test_a_size_that_is_assumed_is_told(tmp_path):
+    notices = []
+    assert read_volume(old_mha(tmp_path / "a.mha"), on_notice=notices.append).geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert "1 mm is assumed" in notices[0]
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 5 4 3\nendian: little\nencoding: raw\n\n"
+    (tmp_path / "b.nrrd").write_bytes(header.encode() + image("<i2").tobytes())
+    assert read_volume(tmp_path / "b.nrrd", on_notice=notices.append).geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert "1 mm is assumed" in notices[-1]
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_vectors_and_complex_numbers_are_refused(tmp_path, suffix):
     vector = sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True)
