@@ -19,6 +19,9 @@ EXTENT_MARGIN = 1.5
 OBLIQUITY_MARGIN_DEG = 20.0
 """How many degrees further than any training image's an axis may be turned against the body's without a notice."""
 
+CT_AIR_HU = -900
+"""Values at and below this are air in Hounsfield units; MR images have no such thing."""
+
 FOREGROUND_SHARE = 0.001
 """Share of voxels with intensities of the structures below which a CT is called unlike."""
 
@@ -40,13 +43,14 @@ def notices(volume: Volume, plan: Plan) -> tuple[str, ...]:
     Args:
         volume: The part of the image that is segmented, channels in the plan's order. How its axes are stored (flipped
             or swapped) does not matter.
-        plan: With the training images' fingerprint; without one, only orientation and contrast are checked.
+        plan: With the training images' fingerprint; without one, only orientation, contrast and what tells a CT from MR are
+            checked.
 
     Returns:
         One sentence each, with what was found and what was expected.
     """
     geometry = volume.geometry.reoriented(volume.geometry.reorientation_to(plan.orientation))
-    found = [*_obliquity(geometry, plan.fingerprint), *_contrast(volume, plan)]
+    found = [*_obliquity(geometry, plan.fingerprint), *_contrast(volume, plan), *_modality(volume, plan)]
     if plan.fingerprint is not None:
         found += _spacing(geometry, plan.fingerprint, plan.orientation)
         found += _extent(geometry, plan.fingerprint, plan.orientation)
@@ -73,6 +77,13 @@ def _contrast(volume: Volume, plan: Plan) -> Iterator[str]:
     for channel, array in zip(plan.channels, volume.array, strict=True):
         if array.min() == array.max():
             yield f"The image {channel.name} has the same value, {array.flat[0]:g}, everywhere: there is nothing to see."
+
+
+def _modality(volume: Volume, plan: Plan) -> Iterator[str]:
+    for channel, array in zip(plan.channels, volume.array, strict=True):
+        low = array.min()
+        if channel.modality.upper() == "MR" and low <= CT_AIR_HU:
+            yield f"The image {channel.name} has values down to {low:g}, as a CT has; the model was trained on MR."
 
 
 def _spacing(geometry: Geometry, fingerprint: Fingerprint, orientation: str) -> Iterator[str]:

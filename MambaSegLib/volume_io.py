@@ -132,6 +132,12 @@ def read_channels(
     if not files:
         msg = "no input image was given"
         raise InputError(msg)
+    from MambaSegLib.seg_nrrd import is_segmentation
+
+    for file in files:
+        if file.is_file() and is_segmentation(file):
+            msg = f"{file} is a segmentation, not an image. Give the image it was made from."
+            raise InputError(msg)
     volumes = [
         read_volume(
             file,

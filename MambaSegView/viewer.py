@@ -134,7 +134,7 @@ class Viewer(TrameApp):  # type: ignore[misc] # trame has no types
                 if self.session.poll():
                     self._finish()
                 elif not self.state.status.startswith("Stopping"):
-                    self.state.progress = 100 * run.progress.done / max(1, run.progress.total)
+                    self.state.progress = 100 * run.fraction
                     self.state.status = progress_line(run.progress)
 
     def _finish(self) -> None:

@@ -158,7 +158,7 @@ def _job(words: Sequence[str]) -> _Job:
             names[str(path)] = f"{OUT}/{path.name}"
             job.results[names[str(path)]] = path
     elif words[0] == "batch":
-        names[str(parsed.folder)] = _add(job, parsed.folder, "in/images")
+        names[str(parsed.folder)] = _add(job, parsed.folder, "in/images", leave_out=parsed.output)
         names[str(parsed.output)] = f"{OUT}/cases"
         job.results[f"{OUT}/cases/"] = parsed.output
         if parsed.output.is_dir():  # what an earlier run has done there is skipped there, too
@@ -202,10 +202,12 @@ def _named(word: str) -> tuple[str, Path]:
     return "", inputs[0]
 
 
-def _add(job: _Job, path: Path, name: str) -> str:
-    """Send a file or a folder; returns what it is called there."""
+def _add(job: _Job, path: Path, name: str, leave_out: Path | None = None) -> str:
+    """Send a file or a folder, without a folder in it that is left out; returns what it is called there."""
     if path.is_dir():
         for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            if leave_out is not None and file.absolute().is_relative_to(leave_out.absolute()):
+                continue
             job.files[f"{name}/{file.relative_to(path).as_posix()}"] = file
         return name
     job.files |= {f"{name}/{file.name}": file for file in files_of(path)}

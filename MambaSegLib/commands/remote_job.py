@@ -27,9 +27,8 @@ OUT = "out"
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        "remote-job", help="run one job for `mambaseg remote` on another computer", description=__doc__
-    )
+    # Without help it is not listed: no person calls it.
+    parser = subparsers.add_parser("remote-job", description=__doc__)
     parser.set_defaults(run=run)
 
 

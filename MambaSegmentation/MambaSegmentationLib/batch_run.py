@@ -10,7 +10,7 @@ from typing import Any
 from MambaSegLib.bundle import Bundle
 from MambaSegLib.errors import InputError
 from MambaSegLib.progress import Progress
-from MambaSegmentationLib.job import Job
+from MambaSegmentationLib.job import Job, shareDone
 from MambaSegmentationLib.request import Options, predictionWords
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event, Worker
@@ -85,9 +85,9 @@ class BatchRun(Job):
 
     def _caseProgress(self, event: Event) -> None:
         self.cases = int(event["cases"])
-        done, total = int(event.get("done", 0)), max(1, int(event.get("total", 1)))
+        done, total = int(event.get("done", 0)), int(event.get("total", 1))
         stage = str(event.get("stage", ""))
-        self._within = done / total if stage == "Predicting" else float(stage in ("Postprocessing", "Writing"))
+        self._within = shareDone(stage, done, total)
         name = self._caseName(str(event.get("case", "")))
         self.progress = Progress(f"{name}: {stage}", len(self.outcomes), self.cases, self._timeLeft())
 

@@ -36,6 +36,7 @@ class BatchSection:
         self._ui, self._segmenter, self._choices, self._dialogs = ui, segmenter, choices, dialogs
         self._model: ListedModel | None = None
         self._items: list[Any] = []
+        self._listed = ""
         sources = [("folder", _("A folder of files")), ("scene", _("Images in the scene"))]
         sources += [("dicom", _("DICOM database"))] if _database() is not None else []
         fill(ui.sourceSelector, sources, "folder")
@@ -151,7 +152,8 @@ class BatchSection:
             for widget in widgets:
                 widget.setVisible(visible)
         ui.batchHintLabel.setText(f"<small>{self._hint(source)}</small>")
-        if source != "folder":
+        # Looking through a large DICOM database takes seconds: not whenever anything is chosen.
+        if source == "scene" or (source == "dicom" and self._listed != source):
             self._list()
 
     def _hint(self, source: str) -> str:
@@ -168,6 +170,7 @@ class BatchSection:
     def _list(self) -> None:
         """List the images again, and mark those that were marked."""
         source, marked = chosen(self._ui.sourceSelector), set(self._marked())
+        self._listed = source
         entries: list[tuple[Any, str]] = []
         if source == "scene":
             images = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if isImage(node)]

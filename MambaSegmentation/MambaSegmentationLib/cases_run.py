@@ -75,7 +75,8 @@ class SceneBatchRun(CasesRun):
         self.changes: list[SceneChange] = []
         self._taken = 0
         self._begin(request.command, request.options.host)
-        self._watch = SceneWatch(self.name, [node for nodes in cases for node in nodes], self.cancel)
+        # An image that is deleted meanwhile loses its own result only.
+        self._watch = SceneWatch(self.name, cases[0][0].GetScene(), (), self.cancel)
 
     def poll(self) -> bool:
         """As of any job; results that have come in are put into the scene at once."""
@@ -106,11 +107,16 @@ class SceneBatchRun(CasesRun):
         for outcome in self.outcomes[self._taken :]:
             self._taken += 1
             number = next(k for k in range(len(self._cases)) if self._caseName(caseKey(k)) == outcome.case)
-            if outcome.status == "done":
-                try:
-                    self._take(number)
-                except MambaSegError as error:
-                    self.notices.append(f"{outcome.case}: {error}")
+            if outcome.status != "done":
+                continue
+            if self._cases[number][0].GetScene() is None:
+                gone = _("{case} was deleted before it was segmented, so there is no result for it.")
+                self.notices.append(gone.format(case=outcome.case))
+                continue
+            try:
+                self._take(number)
+            except MambaSegError as error:
+                self.notices.append(f"{outcome.case}: {error}")
 
     def _take(self, number: int) -> None:
         reference = self._cases[number][0]
@@ -120,8 +126,7 @@ class SceneBatchRun(CasesRun):
 
     def _ended(self) -> None:
         super()._ended()
-        if not self._reason:  # else the images have gone
-            self._takeResults()
+        self._takeResults()
 
     def _cancelled(self) -> str:
         return _("Cancelled. {done} of {cases} images are segmented; their results stay in the scene.").format(

@@ -39,7 +39,7 @@ def orderedNodes(nodes: Nodes, bundle: Bundle) -> tuple[VolumeNode, ...]:
             message = _("{wanted}. Missing or not known: {names}.").format(wanted=wanted, names=", ".join(wrong))
             raise InputError(message)
         nodes = [nodes[name] for name in channels]
-    elif isinstance(nodes, VolumeNode):
+    elif not isinstance(nodes, Sequence):
         nodes = [nodes]
     if any(not isinstance(node, VolumeNode) for node in nodes or [None]):
         message = _("{wanted}. Choose a volume for each.").format(wanted=wanted)

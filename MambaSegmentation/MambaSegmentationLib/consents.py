@@ -39,6 +39,7 @@ class Consents:
             return False
         self._say(_("Installing packages..."))
         dependencies.install(missing, wheelFolder=folder)
+        self._say(_("The packages are installed."))
         return True
 
     def maySend(self, host: str) -> bool:

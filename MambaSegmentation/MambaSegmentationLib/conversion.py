@@ -178,6 +178,7 @@ def segmentationFromLabels(
     if outputNode is None:
         outputNode = _newSegmentation(reference)
     checkOutput(outputNode, reference)
+    outputNode.CreateDefaultDisplayNodes()  # one that a person made in a selector has none, and would stay invisible
     segmentation = outputNode.GetSegmentation()
     wasModifying = outputNode.StartModify()
     try:
@@ -299,7 +300,6 @@ def _newSegmentation(reference: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRM
     scene = reference.GetScene()
     name = scene.GetUniqueNameByString(f"{reference.GetName()} segmentation")
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
-    node.CreateDefaultDisplayNodes()
     putBeside(node, reference)
     return node
 

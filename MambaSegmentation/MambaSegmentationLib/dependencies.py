@@ -6,10 +6,11 @@ picks the build for the computer's GPU; the rest through `slicer.packaging` (Sli
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import invalidate_caches, metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,14 @@ SLICERS_OWN = ("numpy", "scipy", "SimpleITK", "vtk")
 
 
 def missingPackages(isInstalled: Callable[[str], bool] | None = None) -> tuple[Package, ...]:
-    """Packages that are not there; nothing is imported to find out.
+    """Packages that are not there, or too old; nothing is imported to find out.
 
     Args:
         isInstalled: Whether a package is there; None asks this Python.
     """
-    check = isInstalled or (lambda name: util.find_spec(name) is not None)
-    return tuple(package for package in PACKAGES if not check(package.name))
+    if isInstalled is not None:
+        return tuple(package for package in PACKAGES if not isInstalled(package.name))
+    return tuple(package for package in PACKAGES if util.find_spec(package.name) is None or _isOld(package))
 
 
 def consent(missing: Sequence[Package], wheelFolder: Path | None = None) -> Consent:
@@ -78,8 +80,8 @@ def consent(missing: Sequence[Package], wheelFolder: Path | None = None) -> Cons
     web = _("from the internet (about {total} MB or more)").format(total=total)
     source = _("from the folder {folder}").format(folder=wheelFolder) if wheelFolder else web
     text = _(
-        "Segmenting needs {count} Python package(s) that Slicer does not have yet:\n\n{lines}\n\nThey are installed "
-        "{source} into this Slicer. Slicer's own numpy, scipy, SimpleITK and VTK stay as they are. No image is sent "
+        "Segmenting needs {count} Python package(s) that Slicer does not have yet, or has in a version that is too "
+        "old:\n\n{lines}\n\nThey are installed {source} into this Slicer. Slicer's own numpy, scipy, SimpleITK and VTK stay as they are. No image is sent "
         "anywhere.\n\nInstall now?"
     )
     return Consent(
@@ -116,6 +118,7 @@ def install(missing: Sequence[Package], *, wheelFolder: Path | None = None) -> N
             _installTorch()
         if rest:
             _installRest([package.requirement for package in rest], path, wheelFolder)
+    invalidate_caches()
     left = missingPackages()
     if left:
         names = ", ".join(package.name for package in left)
@@ -132,7 +135,25 @@ def _versions(name: str) -> tuple[str, ...]:
         return ()
 
 
+def _isOld(package: Package) -> bool:
+    """Whether a package is older than needed; what is part of Slicer is taken as it is."""
+    found = () if package.name in SLICERS_OWN else _versions(package.name)
+    return any(_numbers(version) < _numbers(package.requirement) for version in found)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor number of e.g. "2.4.1+cu121" or "torch>=2.6"."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
 def _installTorch() -> None:
+    if _isOld(PACKAGES[0]):
+        message = _(
+            "PyTorch {version} is installed, but {requirement} is needed. Open the PyTorch Utils module, uninstall "
+            "PyTorch there, restart Slicer and press Apply again."
+        )
+        (version,) = _versions("torch")
+        raise EnvironmentProblemError(message.format(version=version, requirement=PACKAGES[0].requirement))
     try:
         import PyTorchUtils
     except ModuleNotFoundError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Channel
@@ -31,10 +32,12 @@ class InputsSection:
         self._ui, self._choices = ui, choices
         self._channels: tuple[Channel, ...] = ()
         self._rows: list[tuple[Any, Any]] = []
+        self._roiNode: Any = None
+        self._roiTag = 0
         for selector in (ui.roiSelector, ui.outputSelector):
             selector.setMRMLScene(slicer.mrmlScene)
         ui.roiSelector.nodeAddedByUser.connect(lambda node: self._placeRegion(node))
-        ui.roiSelector.currentNodeIDChanged.connect(lambda *_: self.onChange())
+        ui.roiSelector.currentNodeIDChanged.connect(lambda *_: self._onRegion())
         fill(ui.framesSelector, [("current", _("The one that is shown")), ("all", _("All"))], "current")
         ui.framesSelector.currentIndexChanged.connect(lambda *_: self._onFrames())
 
@@ -68,6 +71,7 @@ class InputsSection:
             selector.setVisible(number < len(channels))
             if number < len(channels):
                 label.setText(_channelTitle(channels[number]))
+                selector.setToolTip(_("The image the model calls {name}").format(name=channels[number].name))
         self.show()
         self.guess()
 
@@ -81,6 +85,22 @@ class InputsSection:
                 selector.blockSignals(False)
         choose(self._ui.framesSelector, self._choices.get("frames", "current"))
         self._showFrames()
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._watchRegion(None)
+
+    def _onRegion(self) -> None:
+        self._watchRegion(self._ui.roiSelector.currentNode())
+        self.onChange()
+
+    def _watchRegion(self, roiNode: Any) -> None:
+        """A region that is dragged is another one: what was estimated holds for its size only."""
+        if self._roiNode is not None:
+            self._roiNode.RemoveObserver(self._roiTag)
+        self._roiNode = roiNode
+        if roiNode is not None:
+            self._roiTag = roiNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.onChange())
 
     def _addRow(self) -> None:
         number = len(self._rows)

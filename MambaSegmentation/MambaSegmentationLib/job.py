@@ -51,8 +51,8 @@ class Job:
 
     @property
     def fraction(self) -> float:
-        """How much is done, 0 to 1."""
-        return self.progress.done / max(1, self.progress.total)
+        """How much is done, 0 to 1; it never goes back."""
+        return shareDone(self.progress.stage, self.progress.done, self.progress.total)
 
     @property
     def secondsLeft(self) -> float | None:
@@ -186,6 +186,13 @@ class Job:
 
     def _removeFolder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def shareDone(stage: str, done: int, total: int) -> float:
+    """How much of one image (or download) is done, 0 to 1: what comes before the networks counts as nothing."""
+    if stage in ("Predicting", "Downloading"):
+        return done / max(1, total)
+    return float(stage in ("Postprocessing", "Writing"))
 
 
 def _checkedHost(host: str) -> str:

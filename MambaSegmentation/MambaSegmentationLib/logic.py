@@ -192,7 +192,7 @@ class Segmenter:
         if missing:
             names = ", ".join(package.name for package in missing)
             message = _(
-                "Python packages are missing: {names}. Press Apply in the MambaSegmentation module to install "
+                "Python packages are missing or too old: {names}. Press Apply in the MambaSegmentation module to install "
                 "them, or call MambaSegmentationLib.dependencies.install(...)."
             ).format(names=names)
             raise EnvironmentProblemError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,27 @@ class ModelSection:
             selector.addItem(modelTitle(model), model.name)
         names = [model.name for model in self._shown]
         stored = self._choices.get("model")
-        selector.setCurrentIndex(names.index(stored) if stored in names else 0 if names else -1)
+        # A scene from another computer is not to be segmented with whatever model comes first here.
+        first = -1 if self._isGone(stored) or not names else 0
+        selector.setCurrentIndex(names.index(stored) if stored in names else first)
         selector.blockSignals(False)
         self._onModel()
 
     def _onModel(self) -> None:
         model = self.model()
+        stored = self._choices.get("model")
         none = _("No model fits. Clear the search, or add a model.")
-        self._ui.modelDetails.setHtml(modelHtml(model) if model else none)
+        gone = _("The model {name} was chosen, but is not on this computer. Add it, or choose another.")
+        without = gone.format(name=escape(stored)) if self._isGone(stored) else none
+        self._ui.modelDetails.setHtml(modelHtml(model) if model else without)
+        self._ui.modelSelector.setToolTip(model.name if model else "")  # a narrow window cuts names off
         self._ui.removeButton.setEnabled(model is not None and model.origin == "installed")
         if model is not None:
             self._choices.store("model", model.name)
         self.onModel()
+
+    def _isGone(self, name: str) -> bool:
+        return bool(name) and all(model.name != name for model in self._models)
 
     def _install(self, path: str) -> None:
         if path:

@@ -28,14 +28,15 @@ class NeedSection:
         self._key: Any = None
         self._runKey: Any = None
 
-    def show(self, key: Any) -> None:
-        """Show what is known about a choice; see `needKey`. None: nothing can be estimated yet."""
+    def show(self, key: Any, missing: str = "") -> None:
+        """Show what is known about a choice, see `needKey`; or what is `missing`, while nothing can be estimated."""
         self._key = key
         if self.run is not None:
             return
         self._ui.estimateButton.setEnabled(key is not None)
         need = self._known.get(key)
-        self._say(needText(need) if need is not None else _("Time and memory: not estimated yet."))
+        unknown = missing or _("Time and memory: not estimated yet.")
+        self._say(needText(need) if need is not None else unknown)
 
     def begin(self, run: ComputerRun, text: str) -> None:
         """Watch a measurement for the choice that is shown, saying `text` meanwhile."""

@@ -68,6 +68,12 @@ class Options:
                 name=words["quality"], known=", ".join(QUALITIES)
             )
             raise InputError(message)
+        folds = words.get("folds", ())
+        if isinstance(folds, int):  # one fold, as a person writes it
+            words["folds"] = (folds,)
+        if words.get("frames", "current") not in ("current", "all"):
+            message = _("Unknown frames {name}. Choose current or all.").format(name=words["frames"])
+            raise InputError(message)
         return cls(**words)
 
 

@@ -5,12 +5,13 @@ Slicer's own undo is off by default and covers only nodes that have it switched 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import slicer
 
-_SURFACE = "Closed surface"
+_SURFACE, _LABELMAP = "Closed surface", "Binary labelmap"
 
 
 class SceneChange:
@@ -33,6 +34,7 @@ class SceneChange:
             scene.SaveStateForUndo()
         self._before = _nodeIds(scene)
         self._added: list[Any] = []
+        self._voxels: dict[str, int] = {}
         self._output = _OutputState(outputNode) if outputNode is not None else None
 
     def __enter__(self) -> None:
@@ -47,6 +49,9 @@ class SceneChange:
         self._added = [node for node in added if not node.IsA("vtkMRMLSubjectHierarchyNode")]
         for node in self._added:
             node.SetUndoEnabled(bool(self._scene.GetUndoFlag()))
+        if self._output is not None:
+            self._output.noteAdded()
+        self._voxels = self._voxelTimes()
         if kind is not None:
             self.undo()
 
@@ -55,6 +60,21 @@ class SceneChange:
         """Whether there is something left to take back."""
         nodes = [*self._added, *([self._output.node] if self._output is not None else [])]
         return not self.undone and any(self._scene.IsNodePresent(node) for node in nodes)
+
+    @property
+    def isEdited(self) -> bool:
+        """Whether somebody has changed the segments since, which would be lost with them."""
+        return not self.undone and self._voxelTimes() != self._voxels
+
+    def _voxelTimes(self) -> dict[str, int]:
+        """When the voxels of each segment were changed last; how they are shown plays no part."""
+        times = {}
+        for node in self._added:
+            if node.IsA("vtkMRMLSegmentationNode") and self._scene.IsNodePresent(node):
+                times |= _voxelTimes(node, _segmentIds(node.GetSegmentation()))
+        if self._output is not None:
+            times |= _voxelTimes(self._output.node, self._output.added)
+        return times
 
     def undo(self) -> None:
         """Take back what was added; what has gone already is passed over."""
@@ -73,27 +93,31 @@ class SceneChange:
 
 
 class _OutputState:
-    """What a segmentation node was like."""
+    """What a segmentation node was like, and which segments it got."""
 
     def __init__(self, node: Any) -> None:
         segmentation = node.GetSegmentation()
         self.node = node
+        self.added: list[str] = []
         self._segments = _segmentIds(segmentation)
         self._source = segmentation.GetSourceRepresentationName()
         self._surface = segmentation.ContainsRepresentation(_SURFACE)
         self._reference = node.GetNodeReferenceID(_referenceRole(node))
         self._transform = node.GetTransformNodeID()
 
+    def noteAdded(self) -> None:
+        """What is new now was added by the run; what comes later is a person's."""
+        self.added = [name for name in _segmentIds(self.node.GetSegmentation()) if name not in self._segments]
+
     def restore(self, scene: Any) -> None:
         node, segmentation = self.node, self.node.GetSegmentation()
         if not scene.IsNodePresent(node):
             return
-        for segmentId in _segmentIds(segmentation):
-            if segmentId not in self._segments:
-                segmentation.RemoveSegment(segmentId)
+        for segmentId in self.added:
+            segmentation.RemoveSegment(segmentId)
         if not self._surface and segmentation.ContainsRepresentation(_SURFACE):
             segmentation.RemoveRepresentation(_SURFACE)
-        if not self._segments:
+        if segmentation.GetNumberOfSegments() == 0:
             segmentation.SetSourceRepresentationName(self._source)
             node.SetNodeReferenceID(_referenceRole(node), self._reference)
             node.SetAndObserveTransformNodeID(self._transform)
@@ -105,6 +129,15 @@ def _nodeIds(scene: Any) -> list[str]:
 
 def _segmentIds(segmentation: Any) -> list[str]:
     return [segmentation.GetNthSegmentID(number) for number in range(segmentation.GetNumberOfSegments())]
+
+
+def _voxelTimes(node: Any, segmentIds: Sequence[str]) -> dict[str, int]:
+    times = {}
+    for segmentId in segmentIds:
+        segment = node.GetSegmentation().GetSegment(segmentId)
+        image = segment.GetRepresentation(_LABELMAP) if segment is not None else None
+        times[f"{node.GetID()} {segmentId}"] = image.GetMTime() if image is not None else 0
+    return times
 
 
 def _referenceRole(node: Any) -> str:

@@ -11,16 +11,16 @@ from MambaSegmentationLib.translation import tr as _
 class SceneWatch:
     """Calls back with the reason, once for each event, until `stop`."""
 
-    def __init__(self, name: str, nodes: Sequence[Any], onGone: Callable[[str], None]) -> None:
+    def __init__(self, name: str, scene: Any, nodes: Sequence[Any], onGone: Callable[[str], None]) -> None:
         """Start watching.
 
         Args:
             name: What is worked on, for a person.
-            nodes: What is needed until the end; not empty.
+            scene: Where the work is.
+            nodes: What is needed until the end.
             onGone: Called with a sentence for the person.
         """
-        self._name, self._nodes, self._onGone = name, tuple(nodes), onGone
-        self._scene = nodes[0].GetScene()
+        self._name, self._scene, self._nodes, self._onGone = name, scene, tuple(nodes), onGone
         self._tags = [
             self._scene.AddObserver(self._scene.StartCloseEvent, self._onSceneClose),
             self._scene.AddObserver(self._scene.NodeRemovedEvent, self._onNodeRemoved),

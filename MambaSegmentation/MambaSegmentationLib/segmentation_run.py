@@ -48,7 +48,8 @@ class SegmentationRun(Job):
         self._source = frames.sourceName(request.nodes[0], request.options.frame)
         self._begin(request.command, request.options.host)
         output = [request.outputNode] if request.outputNode is not None else []
-        self._watch = SceneWatch(self.name, [*request.nodes, *output], self.cancel)
+        scene = request.nodes[0].GetScene()
+        self._watch = SceneWatch(self.name, scene, [*request.nodes, *output], self.cancel)
 
     def undo(self) -> None:
         """Take the result out of the scene again."""

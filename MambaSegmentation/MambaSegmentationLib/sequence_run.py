@@ -52,7 +52,8 @@ class SequenceRun(CasesRun):
         _checkOutput(request.outputNode)
         self._begin(request.command, request.options.host)
         nodes = [*request.nodes, *self._frames.sequences, self._frames.browser, request.outputNode]
-        self._watch = SceneWatch(self.name, [node for node in nodes if node is not None], self.cancel)
+        needed = [node for node in nodes if node is not None]
+        self._watch = SceneWatch(self.name, request.nodes[0].GetScene(), needed, self.cancel)
 
     def undo(self) -> None:
         """Take the result out of the scene again."""

@@ -20,6 +20,7 @@ from MambaSegmentationLib.batch_run import BatchRun
 from MambaSegmentationLib.batch_section import BatchSection
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.compute_section import ComputeSection
+from MambaSegmentationLib.computer import ComputerRun
 from MambaSegmentationLib.consents import Consents
 from MambaSegmentationLib.frames import numberOfFrames
 from MambaSegmentationLib.inputs_section import InputsSection
@@ -28,6 +29,7 @@ from MambaSegmentationLib.job import Job
 from MambaSegmentationLib.model_section import ModelSection
 from MambaSegmentationLib.need_section import NeedSection, needKey
 from MambaSegmentationLib.run_section import RunSection
+from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs, alignLabels
 
@@ -102,6 +104,7 @@ class Window:
         """Stop what runs; its processes have ended when this returns."""
         self._timer.stop()
         self.disconnect()
+        self.inputs.close()
         for tag in self._sceneTags:
             slicer.mrmlScene.RemoveObserver(tag)
         self._soon.stop()
@@ -126,7 +129,7 @@ class Window:
         ui.disclaimerLabel.setText(disclaimer)
         ui.modeTabs.currentChanged.connect(lambda *_: self._onTab())
         ui.applyButton.clicked.connect(lambda *_: self._onApply())
-        ui.cancelButton.clicked.connect(lambda *_: self.run and self.run.cancel())
+        ui.cancelButton.clicked.connect(lambda *_: self._onCancel())
         ui.undoButton.clicked.connect(lambda *_: self._onUndo())
         ui.estimateButton.clicked.connect(lambda *_: self._onEstimate())
         alignLabels([ui.framesLabel, ui.roiLabel, ui.outputLabel, ui.alsoLabel])
@@ -177,12 +180,20 @@ class Window:
         ui.applyButton.setEnabled(not busy and not missing)
         ready = _("Segment the images") if self._isBatch() else _("Segment the image")
         ui.applyButton.setToolTip(_("A segmentation is running") if busy else missing or ready)
-        ui.cancelButton.setEnabled(busy)
+        self._showCancel()
         ui.undoButton.setEnabled(not busy and self._canUndo())
         for name in ("modelGroup", "modeTabs", "alsoArea", "advancedGroup"):
             getattr(ui, name).setEnabled(not busy)
         ui.needArea.setVisible(not self._isBatch())
-        self.need.show(None if missing or busy else self._needKey())
+        self.need.show(None if missing or busy else self._needKey(), missing)
+
+    def _showCancel(self) -> None:
+        self.ui.cancelButton.setEnabled(self._isBusy() or self.need.run is not None)
+
+    def _onCancel(self) -> None:
+        if self.run is not None and self._isBusy():
+            self.run.cancel()
+        self.need.stop()
 
     def _missing(self) -> str:
         """What is left to be chosen; "" if nothing is."""
@@ -237,6 +248,7 @@ class Window:
     def _onTick(self) -> None:
         if self.need.poll() and not self._isBusy():
             self._timer.stop()
+        self._showCancel()
         run = self.run
         if run is None or not self._isBusy():
             return
@@ -275,13 +287,17 @@ class Window:
         self.dialogs.showError(str(error))
 
     def _canUndo(self) -> bool:
-        run = self.run
-        changes = [getattr(run, "change", None), *getattr(run, "changes", ())]
-        return any(change is not None and change.canBeUndone for change in changes)
+        return any(change.canBeUndone for change in self._changes())
+
+    def _changes(self) -> list[SceneChange]:
+        changes = [getattr(self.run, "change", None), *getattr(self.run, "changes", ())]
+        return [change for change in changes if change is not None]
 
     def _onUndo(self) -> None:
         undo = getattr(self.run, "undo", None)
-        if undo is not None:
+        lost = _("The segments have been changed since. Take them out of the scene, and these changes with them?")
+        edited = any(change.isEdited for change in self._changes())
+        if undo is not None and (not edited or self.dialogs.confirm(_("Undo the segmentation"), lost)):
             undo()
             self.runs.say(_("Undone. The scene is as it was before."))
         self._update()
@@ -310,8 +326,7 @@ class Window:
         except MambaSegError as error:
             self._tell(error)
             return
-        self.need.begin(run, _("Estimating..."))
-        self._timer.start()
+        self._measure(run, _("Estimating..."))
 
     def _look(self) -> None:
         """Find out what this computer has, when its owner wants to choose; without PyTorch there is no telling."""
@@ -327,8 +342,11 @@ class Window:
         if self.need.run is not None:
             return
         try:
-            self.need.begin(self._segmenter.startLook(host), text)
+            self._measure(self._segmenter.startLook(host), text)
         except MambaSegError as error:
             self._tell(error)
-            return
+
+    def _measure(self, run: ComputerRun, text: str) -> None:
+        self.need.begin(run, text)
+        self._showCancel()
         self._timer.start()

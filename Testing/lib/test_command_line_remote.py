@@ -226,3 +226,15 @@ def test_a_file_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ended in the middle"):
         wire.receive_file(message, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_inside_the_folder_of_images_are_not_sent_as_images(
+    tmp_path: Path, image: Path, tiny_bundle: Bundle
+) -> None:
+    (tmp_path / "images" / "out").mkdir(parents=True)
+    image.rename(tmp_path / "images" / "i.nrrd")
+    (tmp_path / "images" / "out" / "i.seg.nrrd").write_bytes(b"done before")
+    images = tmp_path / "images"
+    job = _job(["batch", str(images), "-o", str(images / "out"), "--model", str(tiny_bundle.path)])
+    assert [name for name in job.files if name.startswith("in/images")] == ["in/images/i.nrrd"]
+    assert "out/cases/i.seg.nrrd" in job.files

@@ -93,6 +93,17 @@ def test_a_ct_of_nothing_the_model_knows_is_named():
     assert "-60 to 280" in notice
 
 
+@pytest.mark.parametrize(("low", "count"), [(-1024, 1), (-800, 0), (0, 0)])
+def test_a_ct_given_to_a_model_of_mr_is_named(low, count):
+    plan = coarse_plan()
+    plan = replace(plan, channels=(Channel("T1", Normalization("zscore"), "MR"),), fingerprint=None)
+    volume = body()
+    volume = replace(volume, array=np.maximum(volume.array, low))
+    found = notices(volume, plan)
+    assert len(found) == count
+    assert all("values down to -1000, as a CT has; the model was trained on MR" in notice for notice in found)
+
+
 def test_intensities_of_mr_are_not_compared():
     volume = body(fill=900)
     mr = Volume(volume.array + np.int16(1000), volume.geometry)

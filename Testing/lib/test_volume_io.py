@@ -517,3 +517,12 @@ def test_an_image_that_is_read_once_need_not_be_packed(tmp_path, oblique_geometr
     write_volume(array, oblique_geometry, tmp_path / f"plain{suffix}", compression=0)
     assert (tmp_path / f"plain{suffix}").stat().st_size > array.nbytes > (tmp_path / f"packed{suffix}").stat().st_size
     assert np.array_equal(read_volume(tmp_path / f"plain{suffix}").array[0], array)
+
+
+def test_a_segmentation_is_not_taken_for_an_image(tmp_path):
+    labels = Labels(np.ones(GRID.shape, np.uint8), GRID, (Label(1, "a", (1, 2, 3)),))
+    labels.write(tmp_path / "a.seg.nrrd")
+    (tmp_path / "renamed.nrrd").write_bytes((tmp_path / "a.seg.nrrd").read_bytes())
+    for name in ("a.seg.nrrd", "renamed.nrrd"):
+        with pytest.raises(InputError, match=rf"{name} is a segmentation, not an image. Give the image"):
+            read_channels([tmp_path / name])

@@ -198,3 +198,19 @@ def test_a_study_is_one_case_when_the_model_takes_several_channels():
         dicomCases(channels, ())
     assert databaseSeries(None) == ()
     assert databaseSeries(database, ["CT"]) == ()
+
+
+def test_the_database_is_not_looked_through_at_every_letter(scene, monkeypatch, request):
+    database = Database(
+        {"1.2": SimpleNamespace(study="9", folder=Path(__file__).parent, modality="MR", description="x")}
+    )
+    asked = []
+    database.patients = lambda: asked.append(1) or []
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+    _window, ui, _errors = request.getfixturevalue("tab")
+    choose(ui.sourceSelector, "dicom")
+    assert asked
+    asked.clear()
+    for text in ("/o", "/ou", "/out"):
+        ui.outputFolderEdit.setText(text)
+    assert asked == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import slicer
@@ -57,6 +59,27 @@ def test_what_is_done_stays_when_the_rest_is_cancelled(segmenter, images, thresh
         run.wait(30)
     assert run.segmentationNodes[0].GetSegmentation().GetNumberOfSegments() == 2
     assert run.segmentationNodes[1] is None
+
+
+def test_deleting_one_image_costs_only_its_own_result(segmenter, images, scene, thresholdWorker):
+    segmenter.workerCommand = thresholdWorker
+    run = segmenter.startMany(images, **TINY)
+    scene.RemoveNode(images[0])
+    nodes = run.wait(60)
+    assert nodes[0] is None
+    assert nodes[1] is not None
+    assert "T1 (1) was deleted before it was segmented, so there is no result for it." in run.notices
+
+
+def test_closing_the_scene_after_cancelling_is_no_trouble(segmenter, images, scene, thresholdWorker):
+    segmenter.workerCommand = thresholdWorker
+    run = segmenter.startMany(images, quality="best", **TINY)
+    time.sleep(2)  # the first result is there, but nobody has looked
+    run.cancel()
+    scene.Clear(0)
+    with pytest.raises(CancelledError):
+        run.wait(30)
+    assert run.segmentationNodes == [None, None]
 
 
 def test_one_bad_image_stops_no_other(segmenter, images, addVolume, oblique_geometry, thresholdWorker):

@@ -96,3 +96,17 @@ def test_what_is_still_missing_afterwards_is_said(monkeypatch):
     )
     with pytest.raises(EnvironmentProblemError, match=r"Still missing.*numba"):
         dependencies.install([NUMBA])
+
+
+def test_a_package_that_is_too_old_is_asked_for_again_and_slicers_own_never(monkeypatch):
+    old = {"numba": "0.59.1", "safetensors": "0.10.0", "scipy": "1.2.0"}
+    monkeypatch.setattr(dependencies.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(dependencies, "_versions", lambda name: (old[name],) if name in old else ())
+    assert dependencies.missingPackages() == (NUMBA,)
+
+
+def test_an_old_pytorch_is_not_installed_over(monkeypatch):
+    """Its files may be in use; Slicer's PyTorch extension has a window for changing it."""
+    monkeypatch.setattr(dependencies, "_versions", lambda name: ("2.4.1+cu121",))
+    with pytest.raises(EnvironmentProblemError, match=r"PyTorch 2.4.1\+cu121 is installed, but torch>=2.6 is needed"):
+        dependencies.install([TORCH])

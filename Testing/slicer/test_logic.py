@@ -233,3 +233,27 @@ def test_images_are_assigned_to_channels_by_name_the_longest_first(scene):
     nodes = [scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name) for name in ("p1 t1ce", "p1 t1", "p1 flair")]
     channels = [Channel(name, Normalization("zscore")) for name in ("FLAIR", "T1", "T1CE", "T2")]
     assert suggestedNodes(channels, nodes) == (nodes[2], nodes[1], nodes[0], None)
+
+
+def test_what_a_person_may_write_for_folds_and_frames():
+    assert Options.checked(folds=0).folds == (0,)
+    with pytest.raises(InputError, match=r"Unknown frames every. Choose current or all"):
+        Options.checked(frames="every")
+
+
+def test_what_is_no_image_is_refused_in_words(segmenter, scene):
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "no image")
+    with pytest.raises(InputError, match="needs 1 image"):
+        start(segmenter, node)
+
+
+def test_progress_never_goes_back(segmenter, image, workerOf):
+    stages = [("Reading", 1, 1), ("Preprocessing", 1, 1), ("Predicting", 0, 4), ("Predicting", 3, 4), ("Writing", 0, 1)]
+    lines = [f'{{"event": "progress", "stage": "{name}", "done": {n}, "total": {of}}}' for name, n, of in stages]
+    segmenter.workerCommand = workerOf(f"import time\nfor line in {lines}: print(line); time.sleep(0.2)")
+    run = start(segmenter, image)
+    seen = []
+    while not run.poll():
+        seen += [run.fraction] if run.fraction not in seen[-1:] else []
+        time.sleep(0.02)
+    assert seen == [0.0, 0.75, 1.0]

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import os
+import shutil
 import sys
 import threading
 
@@ -385,3 +386,95 @@ def test_a_saved_scene_brings_the_choices_back(ready, opened, scene, tmp_path):
 
 def test_a_computer_that_is_not_known_yet_explains_nothing():
     assert Computer((), {}, {}, 0).backendProblem("numba", "auto") == ""
+
+
+def test_a_segmentation_made_in_the_selector_is_visible_afterwards(ready, thresholdWorker):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = thresholdWorker
+    ui.outputSelector.addNode()
+    output = ui.outputSelector.currentNode()
+    assert output.GetDisplayNode() is None
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 30)
+    assert output.GetDisplayNode().GetVisibility()
+    ui.undoButton.click()
+    assert output.GetDisplayNode() is None
+
+
+def test_a_model_that_has_gone_is_named_and_no_other_takes_its_place(ready, opened):
+    window, ui, _ = ready
+    shutil.rmtree(window._segmenter.modelsFolder)
+    opened[0].enter()
+    assert f"The model {NAME} was chosen, but is not on this computer" in ui.modelDetails.toPlainText()
+    assert ui.modelSelector.currentIndex() == -1
+    assert window._choices.get("model") == NAME
+    assert not ui.applyButton.isEnabled()
+    ui.modelSelector.setCurrentIndex(0)
+    assert ui.applyButton.isEnabled()
+
+
+def test_an_estimate_can_be_cancelled(ready, workerOf):
+    window, ui, errors = ready
+    window._segmenter.workerCommand = workerOf("import time; time.sleep(600)")
+    assert not ui.cancelButton.isEnabled()
+    ui.estimateButton.click()
+    assert ui.cancelButton.isEnabled()
+    ui.cancelButton.click()
+    waitFor(lambda: window.need.run is None, 10)
+    assert "not estimated yet" in ui.needLabel.text()
+    waitFor(lambda: not ui.cancelButton.isEnabled(), 5)
+    assert ui.estimateButton.isEnabled()
+    assert errors == []
+
+
+def test_dragging_the_region_makes_an_estimate_void(ready, workerOf):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = workerOf(DOCTOR)
+    ui.roiSelector.addNode()
+    ui.estimateButton.click()
+    waitFor(lambda: "1 min 15 s" in ui.needLabel.text(), 30)
+    roi = ui.roiSelector.currentNode()
+    roi.SetSize(*(0.5 * side for side in roi.GetSize()))
+    assert "not estimated yet" in ui.needLabel.text()
+
+
+def test_what_is_missing_is_written_where_apply_is(ready):
+    window, ui, _ = ready
+    window.inputs.selectors()["T1"].setCurrentNode(None)
+    assert ui.needLabel.text() == "Choose a model and an image for each of its channels"
+
+
+def test_undo_asks_before_it_takes_a_persons_own_work(ready, thresholdWorker, obliqueVolume, scene):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = thresholdWorker
+    output = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    ui.outputSelector.setCurrentNode(output)
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 30)
+    segmentation = output.GetSegmentation()
+    output.CreateClosedSurfaceRepresentation()  # looking is not changing
+    output.GetDisplayNode().SetVisibility(False)
+    asked = []
+    window.dialogs.confirm = lambda title, text: bool(asked.append(text))
+    first = segmentation.GetNthSegmentID(0)
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(output, first, obliqueVolume)
+    assert not window.run.change.isEdited
+    slicer.util.updateSegmentBinaryLabelmapFromArray(1 - mask, output, first, obliqueVolume)
+    segmentation.AddEmptySegment("by hand")
+    ui.undoButton.click()
+    assert "changed since" in asked[0]
+    assert segmentation.GetNumberOfSegments() == 3
+    window.dialogs.confirm = lambda title, text: True
+    ui.undoButton.click()
+    assert [segmentation.GetNthSegmentID(k) for k in range(segmentation.GetNumberOfSegments())] == ["by hand"]
+
+
+def test_undo_asks_nothing_when_nothing_was_changed(ready, thresholdWorker, scene):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = thresholdWorker
+    ui.show3DCheck.setChecked(True)
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 30)
+    window.dialogs.confirm = lambda title, text: pytest.fail(text)
+    ui.undoButton.click()
+    assert scene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None
