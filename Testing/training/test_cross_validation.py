@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -11,27 +13,20 @@ import time
 from pathlib import Path
 
 import pytest
-from MambaSegTraining import cross_validation
-from MambaSegTraining.cross_validation import (
-    FoldOutcome,
-    FoldTask,
-    FoldWork,
-    JobSettings,
-    all_tasks,
-    cross_validate,
-    outcome_table,
-)
+from MambaSegTraining import local_folds
+from MambaSegTraining.cross_validation import cross_validate
 from MambaSegTraining.files import write_json
+from MambaSegTraining.fold_tasks import FoldOutcome, FoldTask, JobSettings, all_tasks, outcome_table
 from MambaSegTraining.run_folder import WEIGHTS_FILE, RunFolder
+from MambaSegTraining.slurm_folds import FoldWork
 from MambaSegTraining.splits import Fold, Splits
 
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 
-submitit = pytest.importorskip("submitit")
 ROOT = Path(__file__).resolve().parents[2]
 
 STEP = '''
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 def step(words):
@@ -41,6 +36,9 @@ def step(words):
     folder.mkdir(exist_ok=True)
     with (folder / "steps.txt").open("a") as log:
         log.write(" ".join(words) + "\\n")
+    (folder / "gpus.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    if name == "train" and (run / "endless").exists():
+        return train_until_interrupted(folder)
     if name == "train":
         if fold == "1" and not (run / "repaired").exists():
             raise RuntimeError("the loss is no number")
@@ -49,6 +47,21 @@ def step(words):
         (folder / "validation").mkdir(exist_ok=True)
         (folder / "validation" / "scores.json").write_text("{}")
     return 0
+
+def train_until_interrupted(folder):
+    """Stands for a training that saves a checkpoint when it is asked to stop."""
+    asked = []
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    (folder / "started").touch()
+    deadline = time.monotonic() + 60
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    (folder / "checkpoint.pt").write_text(f"asked {len(asked)} times")
+    return 130
+
+if __name__ == "__main__":
+    sys.exit(step(sys.argv[1:]))
 '''
 
 
@@ -60,10 +73,17 @@ def step_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FoldWork:
     paths = [str(tmp_path / "code"), str(ROOT), str(ROOT / "Training")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.syspath_prepend(paths[0])
-    monkeypatch.setattr(cross_validation, "POLL_S", 0.05)
     from quick_step import step
 
     return FoldWork(step)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """What stands for `mambaseg-train` in local processes."""
+    (tmp_path / "quick_step.py").write_text(STEP)
+    monkeypatch.setattr(local_folds, "POLL_S", 0.05)
+    return sys.executable, str(tmp_path / "quick_step.py")
 
 
 def make_run(path: Path, folds: int = 3) -> Path:
@@ -74,32 +94,81 @@ def make_run(path: Path, folds: int = 3) -> Path:
 
 
 def test_one_failed_fold_leaves_the_others_and_a_second_call_finishes_it(
-    tmp_path: Path, step_work: FoldWork, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, program: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     run = make_run(tmp_path / "run")
     tasks = all_tasks([run])
     settings = JobSettings(parallel=3)
-    first = cross_validate(tasks, settings, tmp_path / "jobs", work=step_work)
+    first = cross_validate(tasks, settings, tmp_path / "jobs", program=program)
     assert [outcome.status for outcome in first] == ["done", "failed", "done"]
     assert first[1].reason == "RuntimeError: the loss is no number"
     assert "the loss is no number" in Path(first[1].log).read_text()
     assert f"run fold 1: started, its log is {first[1].log}" in caplog.messages
     (run / "repaired").touch()
-    second = cross_validate(tasks, settings, tmp_path / "jobs", work=step_work)
+    second = cross_validate(tasks, settings, tmp_path / "jobs", program=program)
     assert [outcome.status for outcome in second] == ["was done", "done", "was done"]
     assert (run / "fold_0" / "steps.txt").read_text().count("train ") == 1
     assert "1 done, 2 was done" in outcome_table(second)
 
 
-def test_a_trained_fold_is_only_validated_and_each_place_has_its_device(tmp_path: Path, step_work: FoldWork) -> None:
+def test_a_trained_fold_is_only_validated_and_each_place_has_its_device(
+    tmp_path: Path, program: tuple[str, ...]
+) -> None:
     run = make_run(tmp_path / "run", 1)
     (run / "fold_0").mkdir()
     (run / "fold_0" / WEIGHTS_FILE).write_text("weights")
     settings = JobSettings(devices=("cuda:3",))
-    outcomes = cross_validate(all_tasks([run]), settings, tmp_path / "jobs", work=step_work)
+    outcomes = cross_validate(all_tasks([run]), settings, tmp_path / "jobs", program=program)
     assert outcomes[0].status == "done"
     assert (run / "fold_0" / "steps.txt").read_text() == f"validate {run} --fold 0 --device cuda:3\n"
+
+
+def test_local_folds_see_the_gpus_that_the_command_sees(
+    tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", 1)
+    for visible in ("0,1", None):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+            shutil.rmtree(run / "fold_0")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        cross_validate(all_tasks([run]), JobSettings(), tmp_path / "jobs", program=program)
+        assert (run / "fold_0" / "gpus.txt").read_text() == (visible or "all")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_cross_validation_has_its_folds_save_a_checkpoint_and_says_no_more_than_that(
+    tmp_path: Path, program: tuple[str, ...], number: signal.Signals
+) -> None:
+    run = make_run(tmp_path / "run", 3)
+    (run / "endless").touch()
+    script = tmp_path / "cross_validate.py"
+    script.write_text(
+        "import sys\n"
+        "from MambaSegTraining import cross_validation, local_folds\n"
+        "from MambaSegTraining.__main__ import main\n"
+        f"cross_validation.cross_validate.__kwdefaults__['program'] = {program!r}\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, str(script), "cross-validate", str(run), "--parallel", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Training")])}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    folders = [run / "fold_0", run / "fold_1"]
+    deadline = time.monotonic() + 60
+    while not all((folder / "started").exists() for folder in folders) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as a terminal does: everything in its group
+    words = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in words
+    assert words.splitlines()[-1] == "Stopped; the same command goes on."
+    assert [(folder / "checkpoint.pt").read_text() for folder in folders] == ["asked 1 times"] * 2
+    assert not (run / "fold_2").exists()
 
 
 def test_weights_newer_than_their_validation_are_not_done(tmp_path: Path) -> None:
@@ -127,7 +196,27 @@ def test_several_runs_give_every_fold_of_each(tmp_path: Path) -> None:
         all_tasks(runs, folds=(2,))
 
 
+def test_runs_of_one_name_and_later_attempts_have_logs_of_their_own(tmp_path: Path, program: tuple[str, ...]) -> None:
+    for parent in ("one", "other"):
+        (tmp_path / parent).mkdir()
+    runs = [make_run(tmp_path / parent / "run", 2) for parent in ("one", "other")]
+    for _ in range(2):  # fold 1 fails both times
+        outcomes = cross_validate(all_tasks(runs), JobSettings(parallel=4), tmp_path / "jobs", program=program)
+        assert [outcome.status for outcome in outcomes if outcome.fold == 1] == ["failed", "failed"]
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == sorted(
+        [
+            "run_fold_0.log",
+            "run_fold_0_2.log",
+            "run_fold_1.log",
+            "run_fold_1_2.log",
+            "run_fold_1_3.log",
+            "run_fold_1_4.log",
+        ]
+    )
+
+
 def test_without_slurm_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnvironmentProblemError, match="--executor local"):
         cross_validate(all_tasks([make_run(tmp_path / "run")]), JobSettings("slurm"), tmp_path / "jobs")
@@ -136,6 +225,7 @@ def test_without_slurm_the_message_says_what_to_do(tmp_path: Path, monkeypatch: 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for SLURM's programs: sbatch keeps what it is given, sacct says that every job waits."""
+    pytest.importorskip("submitit")
     folder = tmp_path / "bin"
     folder.mkdir()
     programs = {
@@ -215,6 +305,7 @@ def test_folds_that_wait_on_the_cluster_are_not_submitted_twice(cluster: Path) -
 
 
 def test_a_job_that_slurm_is_about_to_end_is_queued_again_with_the_same_fold() -> None:
+    pytest.importorskip("submitit")
     task = FoldTask(Path("/runs/one"), 3)
     delayed = FoldWork().checkpoint(task)
     assert delayed.args == (task,)

@@ -14,12 +14,15 @@ import pytest
 import torch
 from MambaSegTraining.__main__ import main
 from MambaSegTraining.batches import PatchBatches, stream_batches
+from MambaSegTraining.case_sources import case_key, is_current
 from MambaSegTraining.divergence import DivergedError, check_weights, keep_copy, precision_after, rate_factor
 from MambaSegTraining.files import load_checkpoint, load_weights, save_checkpoint
+from MambaSegTraining.fingerprint import dataset_of
 from MambaSegTraining.fold_training import LAST_EPOCH_FILE, FoldJob, train_fold
 from MambaSegTraining.patch_check import patch_dice
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.settings import read_settings
+from MambaSegTraining.store import read_record
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.readout import exclusive_classes
@@ -141,9 +144,38 @@ def test_cases_that_are_missing_or_stale_in_the_store_are_named_before_training(
         train_fold(job)
     main(["preprocess", str(job.run.path), "--workers", "0"])
     label_map = job.run.path.parent / "Dataset900_Balls" / "labelsTr" / "s2_b.nii.gz"
-    label_map.write_bytes(label_map.read_bytes())
+    label_map.write_bytes(label_map.read_bytes()[:-8])  # another label map
     with pytest.raises(InputError, match="s2_b"):
         train_fold(job)
+
+
+def test_files_whose_time_alone_changed_need_no_preprocessing(job, capsys):
+    """As after a copy of the data set, or where it is mounted with other times."""
+    assert main(["preprocess", str(job.run.path), "--workers", "0"]) == 0
+    for path in (job.run.path.parent / "Dataset900_Balls").rglob("*.nii.gz"):
+        os.utime(path, (1e9, 1e9))
+    capsys.readouterr()
+    made = {path: path.stat().st_mtime_ns for path in job.run.store.glob("*.npy")}
+    assert train_fold(replace(job, max_minutes=0)) is False
+    assert main(["preprocess", str(job.run.path), "--workers", "0"]) == 0
+    assert "0 case(s) preprocessed, 6 were up to date" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in job.run.store.glob("*.npy")} == made
+    plan, case = job.run.read_plan(), dataset_of(job.run).cases[0]
+    record = read_record(job.run.store, case.name)
+    assert record.key == case_key(case, plan)  # the next look is a quick one
+    case.labels.write_bytes(case.labels.read_bytes() + b"x")
+    os.utime(case.labels, (1e9, 1e9))
+    assert not is_current(job.run.store, case, plan)
+
+
+def test_stores_of_earlier_versions_are_taken_as_they_are(job):
+    plan, case = job.run.read_plan(), dataset_of(job.run).cases[0]
+    path = job.run.store / f"{case.name}.json"
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("settings", "content")}
+    path.write_text(json.dumps(old))
+    assert is_current(job.run.store, case, plan)
+    os.utime(case.labels, (1e9, 1e9))
+    assert not is_current(job.run.store, case, plan)
 
 
 def test_training_leaves_pytorchs_settings_as_they_were(job):

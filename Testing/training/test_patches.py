@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from MambaSegTraining.patches import case_order, cut, cut_patch, is_foreground_patch, random_generator
-from MambaSegTraining.store import StoredCase, is_stored, open_case, sample_points, store_case
+from MambaSegTraining.store import CaseOrigin, StoredCase, is_stored, open_case, read_record, sample_points, store_case
 
 from MambaSegLib.readout import exclusive_classes
 
@@ -91,16 +91,20 @@ def test_a_stored_case_comes_back_and_knows_what_it_was_made_from(tmp_path):
     labels = np.zeros((3, 4, 5), np.int64)
     labels[1, 2, 3] = 2
     image = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-    store_case(tmp_path, "a", "key", image, labels, exclusive_classes(3))
+    store_case(tmp_path, CaseOrigin("a", "key"), image, labels, exclusive_classes(3))
     case = open_case(tmp_path, "a")
     assert np.allclose(case.image, image, rtol=1e-6)
     assert (case.labels == labels).all()
     assert {value: where.tolist() for value, where in case.points.items()} == {2: [[1, 2, 3]]}
-    assert is_stored(tmp_path, "a", "key")
-    assert not is_stored(tmp_path, "a", "other")
+    record = read_record(tmp_path, "a")
+    assert record is not None
+    assert (record.key, record.shape, record.labels) == ("key", (3, 4, 5), (2,))
 
 
 def test_a_case_that_was_interrupted_while_written_does_not_count(tmp_path):
-    store_case(tmp_path, "a", "key", np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2), int), exclusive_classes(2))
+    origin = CaseOrigin("a", "key")
+    store_case(tmp_path, origin, np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2), int), exclusive_classes(2))
+    assert is_stored(tmp_path, "a")
     (tmp_path / "a.json").unlink()
-    assert not is_stored(tmp_path, "a", "key")
+    assert not is_stored(tmp_path, "a")
+    assert read_record(tmp_path, "a") is None

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from MambaSegTraining.__main__ import main
-from MambaSegTraining.dataset import Case, Dataset
+from MambaSegTraining.dataset import Case, Dataset, read_dataset
 from MambaSegTraining.export import export_bundle
-from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint
-from MambaSegTraining.leakage_record import checked_leakage
+from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint, take_fingerprint
+from MambaSegTraining.leakage_record import checked_leakage, describe_leakage
 from MambaSegTraining.memory_budget import step_settings
 from MambaSegTraining.memory_model import estimate_step
 from MambaSegTraining.named_plans import named_plan
@@ -189,3 +190,28 @@ def test_the_guides_commands_plan_a_download_of_synapse_as_published(
     planned = RunFolder(tmp_path / "run").read_plan()
     assert planned.patch_size == (48, 192, 192)
     assert (planned.labels[5].name, planned.labels[5].terminology.type.value) == ("Liver", "10200004")
+
+
+def test_held_out_cases_have_no_share_in_the_intensities(ball_dataset: Path) -> None:
+    dataset = read_dataset(ball_dataset)
+    held_out = ("s0_a", "s0_b")
+    for path in (case.images[0] for case in dataset.cases if case.name in held_out):
+        image = SimpleITK.ReadImage(str(path))
+        SimpleITK.WriteImage(image + 5000, str(path))
+    found = take_fingerprint(dataset, held_out=held_out)
+    assert found.intensities[0].maximum < 1000
+    assert take_fingerprint(dataset).intensities[0].maximum > 5000
+    assert len(found.cases) == 6
+
+
+@pytest.mark.parametrize(("channel", "told"), [("CT", True), ("MRI", False)])
+def test_a_window_that_measured_cases_have_a_share_in_is_told(
+    ball_dataset: Path, config_file: Path, channel: str, told: bool
+) -> None:
+    description = json.loads((ball_dataset / "dataset.json").read_text())
+    (ball_dataset / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": channel}}))
+    run = ball_dataset.parent / "run"
+    assert main(["plan", str(ball_dataset), str(run), "--config", str(config_file), "--workers", "0"]) == 0
+    text = describe_leakage(RunFolder(run))
+    assert text.startswith("No leak between training and measured cases (6 images compared")
+    assert ("measured cases have a share in them" in text) == told

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK
 from MambaSegTraining.__main__ import main
+from MambaSegTraining.costs.plot import mean_dsc
+from MambaSegTraining.run_folder import RunFolder
 
 from MambaSegLib.__main__ import main as mambaseg
 from MambaSegLib.bundle import load_bundle
@@ -144,6 +146,12 @@ def test_regions_of_a_two_channel_image_are_learned_measured_exported_and_segmen
         rows = {row["name"]: row for row in csv.DictReader(stream)}
     assert rows["whole"]["value"] == "1+2"
     assert int(rows["whole"]["voxels"]) == np.count_nonzero(stored)
+
+
+def test_the_accuracy_beside_the_costs_is_that_of_the_regions(region_run):
+    run = RunFolder(region_run / "run")
+    scores = [float(score["dice"]) for score in _validated(region_run)[2]]
+    assert mean_dsc(run) == pytest.approx(np.mean(scores))
 
 
 def test_region_scores_are_those_of_the_label_maps(region_run):

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK
 import torch
 from MambaSegTraining.batches import Batch
+from MambaSegTraining.case_sources import case_key
 from MambaSegTraining.converters.decathlon import BRAIN_LABELS, BRAIN_REGIONS
 from MambaSegTraining.dataset import DatasetError, read_dataset
 from MambaSegTraining.fingerprint import take_fingerprint
@@ -21,7 +22,6 @@ from MambaSegTraining.metrics.legacy import score_case_legacy
 from MambaSegTraining.patch_check import patch_dice
 from MambaSegTraining.patches import cut_patch, random_generator
 from MambaSegTraining.planning import make_plan
-from MambaSegTraining.preprocess import case_key
 from MambaSegTraining.settings import Settings
 from MambaSegTraining.store import LABELLED, StoredCase, sample_points
 

@@ -16,10 +16,13 @@ from MambaSegTraining.largest_component import choose_keep_largest
 from MambaSegTraining.metrics import score_case, structures_of
 from MambaSegTraining.metrics.legacy import score_case_legacy
 from MambaSegTraining.report import CaseImages, Cost, ModelRun, ReportFiles, model_run, report_runs, write_report
+from MambaSegTraining.report.charts import bland_altman
 from MambaSegTraining.report.collect import legacy_scores
+from MambaSegTraining.report.drawing import as_svg, draw_dots, new_figure
 from MambaSegTraining.report.paper_table import as_markdown, paper_table
 from MambaSegTraining.report.ranking import worst_first
 from MambaSegTraining.run_folder import RunFolder
+from MambaSegTraining.trained_recipe import describe_recipe
 from MambaSegTraining.training_log import EpochRecord
 
 from MambaSegLib.errors import InputError
@@ -257,3 +260,71 @@ def test_a_missed_structure_has_a_perfect_legacy_distance_which_is_why_it_is_not
     found = read_labels(prediction)
     replace(found, array=np.zeros_like(found.array)).write(prediction)
     assert {score.hd95_voxels for score in legacy_scores(run) if score.case == case} == {0.0}
+
+
+def test_a_hundred_more_cases_add_little_to_a_plot_and_each_is_a_dot() -> None:
+    few, many = (
+        bland_altman(run_of("Only", 1, scores=tuple(
+            replace(score, case=f"{score.case}_{copy}", predicted_ml=score.predicted_ml * (1 + copy / 500))
+            for copy in range(copies) for score in run_of("Only", 1).scores
+        )))
+        for copies in (25, 50)
+    )  # fmt: skip
+    assert few.count("h0") == 25 * 2 * len(CASES)
+    assert many.count("h0") == 50 * 2 * len(CASES)
+    assert len(many) - len(few) < 20 * 25 * 2 * len(CASES)
+
+
+def test_shortened_figures_keep_every_place_to_a_tenth_of_a_point() -> None:
+    figure, (axis,) = new_figure(3, 2, 1, 1)
+    axis.plot([0, 1, 2], [5.0, -3.0, 4.0])
+    draw_dots(axis, np.array([0.5, 1.5]), np.array([1.0, 2.0]), 2.0, "#123456", 0.5, 3)
+    svg = as_svg(figure, "Lines")
+    transform = axis.transData.transform
+    height = 2 * 72
+    for x, y in ([0, 5.0], [1, -3.0], [2, 4.0], [0.5, 1.0], [1.5, 2.0]):
+        right, up = transform((x, y)) * 72 / figure.dpi
+        numbers = [f"{value:.1f}".removesuffix(".0") for value in (right, height - up)]
+        assert re.search(rf"[ML]{numbers[0]} {numbers[1]}(?![\d.])", svg), (x, y)
+    assert svg.count("h0") == 2
+    assert "font-family" not in svg
+
+
+def test_each_model_says_on_which_cases_it_was_measured(tmp_path: Path) -> None:
+    runs = [run_of("One", 1, protocol="out of fold <all>"), run_of("Other", 1, protocol="out of fold, fold 0 only")]
+    page = write_report(runs, tmp_path).html.read_text(encoding="utf-8")
+    assert "Measured: out of fold &lt;all&gt;." in page
+    assert "Measured: out of fold, fold 0 only." in page
+
+
+def test_people_are_counted_once_also_where_only_one_of_the_runs_knows_them(tmp_path: Path) -> None:
+    people = {case: f"person {number // 2}" for number, case in enumerate(CASES)}
+    runs = [run_of("One", 1), run_of("Other", 2, subjects=people)]
+    content = json.loads(write_report(runs, tmp_path).json.read_text(encoding="utf-8"))
+    assert {test["subjects"] for test in content["comparisons"]} == {4}
+
+
+def test_measures_that_no_case_has_are_left_out_of_the_comparison(tmp_path: Path) -> None:
+    """Surface distances are undefined where single slices are labelled."""
+    runs = [run_of(name, shift) for name, shift in (("One", 1), ("Other", 2))]
+    bare = [
+        replace(run, scores=tuple(replace(score, nsd=None, hd95_mm=None, assd_mm=None) for score in run.scores))
+        for run in runs
+    ]
+    content = json.loads(write_report(bare, tmp_path).json.read_text(encoding="utf-8"))
+    assert [test["metric"] for test in content["comparisons"]] == ["dsc-voxel-1"]
+    other = tuple(replace(score, case=f"other {score.case}") for score in runs[1].scores)
+    with pytest.raises(InputError, match="no common case"):
+        write_report([runs[0], replace(runs[1], scores=other)], tmp_path)
+
+
+def test_a_recipe_that_is_not_the_runs_is_told(costed_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(costed_run, run.path)
+    assert describe_recipe(run, range(3)) == "test"
+    path = run.fold(1) / "recipe.json"
+    recipe = json.loads(path.read_text())
+    path.write_text(json.dumps({**recipe, "learning_rate": 0.5, "recompute": True}))
+    assert describe_recipe(run, range(3)) == "test (fold 1: learning_rate 0.5 instead of 0.01)"
+    assert describe_recipe(run, (0, 2)) == "test"
+    assert describe_recipe(run, (1, 7)).endswith("instead of 0.01)")

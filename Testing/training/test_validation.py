@@ -6,17 +6,21 @@ import gc
 import json
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from MambaSegTraining import validation
 from MambaSegTraining.__main__ import main
 from MambaSegTraining.export import export_bundle
-from MambaSegTraining.files import read_json
+from MambaSegTraining.files import read_json, write_json
+from MambaSegTraining.metrics import LabelScore
 from MambaSegTraining.run_folder import RunFolder
-from MambaSegTraining.scores import FoldScores, protocol
+from MambaSegTraining.scores import FoldScores, protocol, summarize_groups
+from MambaSegTraining.splits import Splits
 from MambaSegTraining.validation import validate_fold
 from MambaSegTraining.validation_progress import PARTIAL_FILE, PartialScores
+from MambaSegTraining.validation_tables import markdown_table
 
 from MambaSegLib.errors import InputError
 
@@ -127,3 +131,72 @@ def test_memory_holds_one_case_at_a_time(run, monkeypatch):
     monkeypatch.setattr(validation, "predict_case", watched)
     validate_fold(run, 0, again=True)
     assert most == [0, 0]
+
+
+def test_a_choice_of_weights_by_the_measured_cases_is_told(run):
+    scores = validate_fold(run, 0, weights="best")
+    assert protocol(run.read_splits(), [scores]).endswith("; weights with the best patch Dice on the same cases")
+
+
+def test_the_only_structure_of_a_data_set_stands_in_a_table_once():
+    scores = [replace(score, label="heart") for score in _scores_of("ball")]
+    groups = summarize_groups([FoldScores(0, "final", tuple(scores))], ["heart"], Splits((), "", "case", {}))
+    head = markdown_table(groups, ["heart"], "all").splitlines()[0]
+    assert head == "| cases | n | DSC heart | NSD heart | HD95 heart (mm) |"
+    two = [*scores, *(replace(score, label="aorta") for score in scores)]
+    groups = summarize_groups([FoldScores(0, "final", tuple(two))], ["heart", "aorta"], Splits((), "", "case", {}))
+    head = markdown_table(groups, ["heart", "aorta"], "all").splitlines()[0]
+    assert head == "| cases | n | DSC heart | DSC aorta | DSC mean | NSD mean | HD95 mean (mm) |"
+
+
+def _scores_of(label: str) -> list[LabelScore]:
+    return [LabelScore(f"c{k}", 0, label, "none", 0.9, 0.8, 2.0, 1.0, 0.1, 0.1, 1.1, 1.0, 2.0) for k in range(3)]
+
+
+def test_another_way_of_measuring_can_go_elsewhere_and_leaves_the_runs_result(run, tmp_path, capsys):
+    def files() -> dict[Path, bytes]:
+        kept = (*run.path.glob("fold_*/validation/*"), *run.path.glob("validation/*"))
+        return {path: path.read_bytes() for path in kept}
+
+    before, elsewhere = files(), tmp_path / "with mirroring"
+    command = ["validate", str(run.path), "--mirroring", "--device", "cpu", "--threads", "1"]
+    assert main([*command, "-o", str(elsewhere)]) == 0
+    assert "predicted with mirroring" in capsys.readouterr().out
+    assert files() == before
+    case = run.read_fold(0).val[0]
+    assert {path.name for path in (elsewhere / "fold_0").iterdir()} >= {f"{case}.nii.gz", "scores.json"}
+    assert {path.name for path in elsewhere.iterdir()} >= {"summary.md", "summary.json", "scores.csv", "fold_2"}
+    assert "predicted with mirroring" not in export_bundle(
+        run, run.read_settings(), tmp_path / "bundle"
+    ).manifest.metrics[0].protocol  # fmt: skip
+    assert main([*command, "-o", str(elsewhere)]) == 0  # nothing is measured twice there, either
+
+
+def test_scores_do_not_stand_beside_label_maps_of_another_way_of_measuring(run):
+    def kill(name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate_fold(run, 0, mirroring=True, on_case=kill)
+    assert not (_folder(run) / "scores.json").exists()
+
+
+def test_label_maps_that_were_removed_are_made_again(run, predicted):
+    first = run.read_fold(0).val[0]
+    (_folder(run) / f"{first}.nii.gz").unlink()
+    validate_fold(run, 0)
+    assert (_folder(run) / f"{first}.nii.gz").is_file()
+
+
+def test_a_copied_data_set_needs_no_new_validation_and_a_missing_one_is_told(run, predicted):
+    from MambaSegTraining.fingerprint import DatasetFingerprint, dataset_of
+
+    fingerprint = read_json(DatasetFingerprint, run.fingerprint_file)
+    copy = run.path.parent / "copy of the data"
+    shutil.copytree(fingerprint.folder, copy, copy_function=shutil.copyfile)  # new times
+    write_json(run.fingerprint_file, replace(fingerprint, folder=str(copy)))
+    validate_fold(run, 0)
+    assert predicted == []
+    shutil.rmtree(copy)
+    with pytest.raises(InputError, match="If it was moved, run mambaseg-train plan with its new place"):
+        dataset_of(run)

@@ -80,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--fold", type=int, action="append", help="fold (again for more); default: all trained ones")
     validate.add_argument("--weights", choices=("final", "best"), default="final", help="which weights (%(default)s)")
     validate.add_argument("--mirroring", action="store_true", help="predict mirrored images, too, and take the mean")
+    validate.add_argument(
+        "-o", "--output", type=Path,
+        help="write there instead: the run's own result, which report and export take, stays as it is",
+    )  # fmt: skip
     validate.add_argument("--again", action="store_true", help="measure all cases anew, also those already measured")
     _add_device(validate)
 
@@ -178,7 +182,7 @@ def run_validate(options: argparse.Namespace) -> int:
     """Step `validate`."""
     from MambaSegTraining.validation import summarize, validate_fold
 
-    run = RunFolder(options.run_dir)
+    run = RunFolder(options.run_dir, options.output)
     device = device_of(options)
     for fold in options.fold or run.trained_folds():
         with case_bar(f"Validating fold {fold}", len(run.read_fold(fold).val)) as advance:

@@ -66,18 +66,19 @@ def compare_models(
         scores: Per model, out of fold.
         labels: Structures that the mean is taken over.
         subjects: Subject per case.
-        metrics: Measures to compare by.
+        metrics: Measures to compare by; one that is defined for no case of both is left out.
 
     Raises:
         InputError: If two models have no case in common.
     """
     names = list(scores)
-    tests = [
+    found = [
         _compare((first, second), scores, labels, subjects, metric)
         for index, first in enumerate(names)
         for second in names[index + 1 :]
         for metric in metrics
     ]
+    tests = [test for test in found if test is not None]
     corrected = holm([test.p_value for test in tests])
     return tuple(_with_verdict(replace(test, p_holm=p)) for test, p in zip(tests, corrected, strict=True))
 
@@ -117,16 +118,20 @@ def _compare(
     labels: Sequence[str],
     subjects: Mapping[str, str],
     metric: MetricDefinition,
-) -> PairedComparison:
+) -> PairedComparison | None:
+    """One test; None if the measure is defined for no common case, as surface distances are not in single slices."""
     first, second = (values_by_case(scores[name], MEAN, metric.field, labels) for name in pair)
+    common = first.keys() & second.keys()
+    if not common:
+        msg = f"{pair[0]} and {pair[1]} were measured on no common case, so they cannot be compared"
+        raise InputError(msg)
     groups: dict[str, list[float]] = {}
-    for case in first.keys() & second.keys():
+    for case in common:
         difference = first[case] - second[case]
         if not math.isnan(difference):
             groups.setdefault(subjects.get(case, case), []).append(difference)
     if not groups:
-        msg = f"{pair[0]} and {pair[1]} were measured on no common case, so they cannot be compared"
-        raise InputError(msg)
+        return None
     # Sorted, so that neither the order of files nor of sets changes the interval; rounded, so that 0.3 - 0.2 - 0.1 is 0.
     means = np.round([np.mean(groups[subject]) for subject in sorted(groups)], 12)
     p_value, effect = signed_rank_test(means)

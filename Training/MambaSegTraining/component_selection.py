@@ -49,7 +49,7 @@ class ComponentSelection:
 def select_components(run: RunFolder) -> ComponentSelection:
     """What was decided for a run; decided here, and stored, if its scores are new."""
     folds = read_scores(run)
-    identity, path = _identity(folds), run.path / "validation" / COMPONENTS_FILE
+    identity, path = _identity(folds), run.tables / COMPONENTS_FILE
     if path.is_file():
         stored = read_json(ComponentSelection, path)
         if stored.identity == identity:
@@ -86,7 +86,7 @@ def final_prediction(run: RunFolder, fold: int, case: str) -> Labels:
 
 def prediction_file(run: RunFolder, fold: int, case: str) -> Path:
     """Where validation keeps the label map of a case, as the network made it."""
-    return run.fold(fold) / "validation" / f"{case}.nii.gz"
+    return run.validation(fold) / f"{case}.nii.gz"
 
 
 def _identity(folds: Sequence[FoldScores]) -> str:

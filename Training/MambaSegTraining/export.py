@@ -11,13 +11,15 @@ from MambaSegLib.errors import InputError
 from MambaSegTraining.component_selection import final_plan, final_scores, select_components
 from MambaSegTraining.files import load_weights, read_json
 from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
-from MambaSegTraining.leakage_record import checked_leakage
+from MambaSegTraining.leakage_record import checked_leakage, describe_leakage
 from MambaSegTraining.metrics import DEFINITIONS, summarize_scores
+from MambaSegTraining.metrics.summary import shown_labels
 from MambaSegTraining.provenance import Environments, utc_now
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.run_folder import RECIPE_FILE, RunFolder
 from MambaSegTraining.scores import pooled, protocol, read_scores
 from MambaSegTraining.settings import Settings
+from MambaSegTraining.trained_recipe import describe_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +103,7 @@ def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
         intended_use=WORKING_COPY,
         limits=WORKING_COPY,
     )
-    return save_bundle(manifest, {fold: state}, run.fold(fold) / "bundle", force=True)
+    return save_bundle(manifest, {fold: state}, run.working_bundle(fold), force=True)
 
 
 def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
@@ -133,7 +135,7 @@ def _metrics(run: RunFolder) -> tuple[Metric, ...]:
             protocol=protocol(splits, folds, select_components(run).names, plan.ignore_value),
         )
         for entry in summaries
-        if entry.summary
+        if entry.summary and entry.label in shown_labels(plan.structure_names)
     )
 
 
@@ -142,13 +144,12 @@ def _provenance(run: RunFolder, settings: Settings, folds: Sequence[int]) -> Pro
     environments = [_environments(run, fold) for fold in folds]
     starts = [start for environment in environments for start in environment.starts]
     recipe = read_json(Recipe, run.fold(folds[0]) / RECIPE_FILE)
-    leakage = checked_leakage(run)
     return Provenance(
         dataset=about.name,
         dataset_license=about.license,
         weights_license=settings.bundle.weights_license,
         splits_sha256=splits.sha256,
-        recipe=settings.name,
+        recipe=describe_recipe(run, folds),
         code_version=", ".join(sorted({start.code_version for start in starts})),
         seeds=tuple(environment.starts[-1].seed for environment in environments),
         created=utc_now(),
@@ -158,7 +159,7 @@ def _provenance(run: RunFolder, settings: Settings, folds: Sequence[int]) -> Pro
         training_cases=len({case for fold in folds for case in splits.folds[fold].train}),
         epochs=recipe.epochs,
         software=starts[-1].software,
-        leakage=f"{leakage.describe()} Record: SHA-256 {leakage.sha256}.",
+        leakage=f"{describe_leakage(run)} Record: SHA-256 {checked_leakage(run).sha256}.",
     )
 
 

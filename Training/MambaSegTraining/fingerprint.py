@@ -53,7 +53,7 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """Intensities of one channel inside the structures, over all cases.
+    """Intensities of one channel inside the structures, over all cases but those held out from the folds.
 
     Attributes:
         mean: Mean.
@@ -98,6 +98,7 @@ def take_fingerprint(
     workers: int = 0,
     on_case: Callable[[str], None] = lambda name: None,
     on_content: Callable[[CaseContent], None] = lambda content: None,
+    held_out: Sequence[str] = (),
 ) -> DatasetFingerprint:
     """Read every case, check it, and gather what planning needs.
 
@@ -106,6 +107,7 @@ def take_fingerprint(
         workers: Processes to read with; 0 reads here.
         on_case: Called with the name of each case that was read.
         on_content: Called with what the leakage check needs of each case without problems.
+        held_out: Cases whose intensities do not count.
 
     Raises:
         DatasetError: Listing everything that is wrong in any case.
@@ -121,7 +123,7 @@ def take_fingerprint(
     problems += [*_copies(facts), *_unused_labels(dataset, facts)]
     if problems:
         raise DatasetError(dataset.folder, problems)
-    samples = np.concatenate([result.samples for result in results], axis=1)
+    samples = np.concatenate([result.samples for result in results if result.case.name not in held_out], axis=1)
     intensities = tuple(_channel_facts(channel) for channel in samples)
     return DatasetFingerprint(dataset.name, str(dataset.folder), dataset.channels, tuple(facts), intensities)
 
@@ -132,7 +134,14 @@ def dataset_of(run: RunFolder) -> Dataset:
     Raises:
         DatasetError: As `read_dataset`.
     """
-    return read_dataset(Path(read_json(DatasetFingerprint, run.fingerprint_file).folder))
+    folder = Path(read_json(DatasetFingerprint, run.fingerprint_file).folder)
+    if not folder.is_dir():
+        problem = (
+            f"it is not there any more. If it was moved, run mambaseg-train plan with its new place, {run.path} and the same "
+            "configuration: what is finished stays valid"
+        )
+        raise DatasetError(folder, [problem])
+    return read_dataset(folder)
 
 
 @dataclass(frozen=True)

@@ -25,3 +25,19 @@ def checked_leakage(run: RunFolder) -> LeakageRecord:
         )
         raise InputError(msg)
     return record
+
+
+def describe_leakage(run: RunFolder) -> str:
+    """What is known about knowledge of the measured cases in what they are measured with, for reports and bundles.
+
+    Raises:
+        InputError: As `checked_leakage`.
+    """
+    named = run.read_settings().plan.named
+    from_data = not named and any(channel.normalization.scheme == "ct" for channel in run.read_plan().channels)
+    window = (
+        "The CT window and the mean and standard deviation that CTs are normalized with are those of the structures in all "
+        "cases of the folds, as in nnU-Net: measured cases have a share in them."
+    )
+    parts = (checked_leakage(run).describe(), run.read_splits().note, window if from_data else "")
+    return " ".join(text for text in parts if text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,17 +10,14 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Plan
 from MambaSegLib.preprocessing import preprocess_with_labels
 from MambaSegLib.readout import readout_of
-from MambaSegLib.schema import to_json
 from MambaSegLib.volume_io import read_channels, read_labels
 from MambaSegTraining.case_pool import map_cases
+from MambaSegTraining.case_sources import is_current, origin_of
 from MambaSegTraining.dataset import Case, read_dataset
 from MambaSegTraining.files import read_json, remove_leftovers
 from MambaSegTraining.fingerprint import DatasetFingerprint
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.store import is_stored, store_case
-
-STORE_VERSION = 1
-"""Counts up when preprocessing or the form of the store changes."""
 
 
 def preprocess_cases(
@@ -46,7 +41,7 @@ def preprocess_cases(
     """
     store.mkdir(parents=True, exist_ok=True)
     remove_leftovers(store)
-    missing = [case for case in cases if not is_stored(store, case.name, case_key(case, plan))]
+    missing = [case for case in cases if not is_current(store, case, plan)]
     problems = []
     for case, problem in zip(missing, map_cases(partial(_attempt, plan, store), missing, workers), strict=True):
         problems += [problem] if problem else []
@@ -69,22 +64,11 @@ def _attempt(plan: Plan, store: Path, case: Case) -> str:
 
 def preprocess_case(plan: Plan, store: Path, case: Case) -> None:
     """Preprocess one case."""
+    origin = origin_of(case, plan)
     channels = {channel.name: path for channel, path in zip(plan.channels, case.images, strict=True)}
     volume, labels = read_channels(channels), read_labels(case.labels)
     preprocessed, classes = preprocess_with_labels(volume, labels, plan)
-    store_case(store, case.name, case_key(case, plan), preprocessed.array, classes, readout_of(plan))
-
-
-def case_key(case: Case, plan: Plan) -> str:
-    """Hash of what the preprocessed arrays depend on: part of the plan, and size and time of the files."""
-    stated = to_json(plan)
-    relevant = {name: stated[name] for name in ("orientation", "spacing_mm", "channels", "crop_to_nonzero")}
-    files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*case.images, case.labels)]
-    values: list[object] = [label.value for label in plan.labels]
-    if plan.regions or plan.ignore_value is not None:
-        values += [stated["regions"], plan.ignore_value]
-    text = json.dumps([STORE_VERSION, relevant, values, files], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    store_case(store, origin, preprocessed.array, classes, readout_of(plan))
 
 
 def check_store(run: RunFolder, names: Sequence[str]) -> None:
@@ -99,7 +83,7 @@ def check_store(run: RunFolder, names: Sequence[str]) -> None:
     if folder.is_dir():
         plan, wanted = run.read_plan(), set(names)
         cases = [case for case in read_dataset(folder).cases if case.name in wanted]
-        unusable = [case.name for case in cases if not is_stored(run.store, case.name, case_key(case, plan))]
+        unusable = [case.name for case in cases if not is_current(run.store, case, plan)]
     else:
         unusable = [name for name in names if not is_stored(run.store, name)]
     if unusable:

@@ -18,9 +18,11 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        results: Where validation writes; None: into the run's folder, where report and export look for it.
     """
 
     path: Path
+    results: Path | None = None
 
     @property
     def settings_file(self) -> Path:
@@ -55,6 +57,19 @@ class RunFolder:
     def fold(self, fold: int) -> Path:
         """Folder of one fold."""
         return self.path / f"fold_{fold}"
+
+    def validation(self, fold: int) -> Path:
+        """Predictions and scores of the validation cases of a fold."""
+        return self.results / f"fold_{fold}" if self.results else self.fold(fold) / "validation"
+
+    def working_bundle(self, fold: int) -> Path:
+        """One fold as a bundle, written to be validated as it will be used."""
+        return (self.validation(fold) if self.results else self.fold(fold)) / "bundle"
+
+    @property
+    def tables(self) -> Path:
+        """What all validated folds come to."""
+        return self.results or self.path / "validation"
 
     def read_settings(self) -> Settings:
         """The settings `plan` was called with."""

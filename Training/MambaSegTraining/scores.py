@@ -53,7 +53,7 @@ def structures(run: RunFolder) -> tuple[Structure, ...]:
 
 def read_scores(run: RunFolder) -> tuple[FoldScores, ...]:
     """The folds that were validated, in order."""
-    paths = [run.fold(fold) / "validation" / SCORES_FILE for fold in range(len(run.read_splits().folds))]
+    paths = [run.validation(fold) / SCORES_FILE for fold in range(len(run.read_splits().folds))]
     return tuple(read_json(FoldScores, path) for path in paths if path.is_file())
 
 
@@ -73,10 +73,12 @@ def summarize_groups(folds: Sequence[FoldScores], labels: Sequence[str], splits:
 def protocol(
     splits: Splits, folds: Sequence[FoldScores], largest_only: Sequence[str] = (), ignore_value: int | None = None
 ) -> str:
-    """Say in a line which cases the numbers are about, which structures keep only their largest component, what is left out."""
+    """Say in a line which cases the numbers are about, what was chosen on the same cases, what is left out."""
     total, done = len(splits.folds), [str(fold.fold) for fold in folds]
     which = "" if len(done) == total else f", fold {', '.join(done)} only"
     how = "; predicted with mirroring" if any(fold.mirroring for fold in folds) else ""
+    if any(fold.weights == "best" for fold in folds):
+        how += "; weights with the best patch Dice on the same cases"
     if largest_only:
         how += f"; only the largest component of {', '.join(largest_only)}, decided on the same cases"
     how += "" if ignore_value is None else "; voxels labelled ignore, and surface that touches them, left out"

@@ -17,20 +17,41 @@ LABELLED = 0
 
 
 @dataclass(frozen=True)
+class CaseOrigin:
+    """What a case is made from; see `case_sources`.
+
+    Attributes:
+        name: Name of the case.
+        key: Hash of what tells it at a quick look.
+        settings: Hash of the part of the plan that the arrays depend on.
+        content: Hash of the contents of the source files.
+    """
+
+    name: str
+    key: str
+    settings: str = ""
+    content: str = ""
+
+
+@dataclass(frozen=True)
 class StoredCaseRecord:
     """Written last: a case without it is not finished.
 
     Attributes:
         name: Name of the case.
-        key: Hash of everything the arrays depend on: plan, source files, versions.
+        key: See `CaseOrigin`.
         shape: Voxels along (Z, Y, X).
         labels: Keys of its points, see `StoredCase`.
+        settings: See `CaseOrigin`; "" in records of earlier versions.
+        content: See `CaseOrigin`; "" in records of earlier versions.
     """
 
     name: str
     key: str
     shape: tuple[int, int, int]
     labels: tuple[int, ...]
+    settings: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,23 +72,32 @@ class StoredCase:
     points: dict[int, Array]
 
 
-def is_stored(folder: Path, name: str, key: str | None = None) -> bool:
-    """Whether this case is there, finished, and, if a key is given, made from the same plan and source files."""
-    record = _record_path(folder, name)
-    return record.is_file() and key in (None, read_json(StoredCaseRecord, record).key)
+def is_stored(folder: Path, name: str) -> bool:
+    """Whether this case is there and finished, whatever it was made from."""
+    return _record_path(folder, name).is_file()
 
 
-def store_case(folder: Path, name: str, key: str, image: Array, labels: Array, readout: Readout) -> None:
+def read_record(folder: Path, name: str) -> StoredCaseRecord | None:
+    """What was noted about a case; None if it is not there or not finished."""
+    return read_json(StoredCaseRecord, _record_path(folder, name)) if is_stored(folder, name) else None
+
+
+def write_record(folder: Path, record: StoredCaseRecord) -> None:
+    """Note something about a case; with this it counts as finished."""
+    write_json(_record_path(folder, record.name), record)
+
+
+def store_case(folder: Path, origin: CaseOrigin, image: Array, labels: Array, readout: Readout) -> None:
     """Write one case.
 
     Args:
         folder: Folder of the store.
-        name: Name of the case.
-        key: See `StoredCaseRecord`.
+        origin: Its name and what it is made from.
         image: (C, Z, Y, X).
         labels: (Z, Y, X), classes.
         readout: Says which classes make up the structures, and which is not labelled.
     """
+    name = origin.name
     _record_path(folder, name).unlink(missing_ok=True)
     points = sample_points(labels, readout)
     compact = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
@@ -76,7 +106,8 @@ def store_case(folder: Path, name: str, key: str, image: Array, labels: Array, r
     rows = [np.column_stack((np.full(len(where), value), where)) for value, where in points.items()]
     _write_array(_points_path(folder, name), np.concatenate([np.empty((0, 4)), *rows]).astype(np.int32))
     z, y, x = labels.shape
-    write_json(_record_path(folder, name), StoredCaseRecord(name, key, (z, y, x), tuple(points)))
+    record = StoredCaseRecord(name, origin.key, (z, y, x), tuple(points), origin.settings, origin.content)
+    write_record(folder, record)
 
 
 def open_case(folder: Path, name: str) -> StoredCase:

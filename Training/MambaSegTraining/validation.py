@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from MambaSegLib import __version__
 from MambaSegLib.bundle import Bundle
@@ -14,6 +13,7 @@ from MambaSegLib.plan import Plan
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_channels, read_labels
+from MambaSegTraining.case_sources import known_content_hash
 from MambaSegTraining.component_selection import final_scores, prediction_file, select_components
 from MambaSegTraining.dataset import Case
 from MambaSegTraining.export import save_working_bundle
@@ -65,7 +65,7 @@ def validate_fold(
 ) -> FoldScores:
     """Predict and measure the validation cases of one fold, one after the other: memory holds one case at a time.
 
-    Writes fold_<k>/validation/<case>.nii.gz, the label map on the case's own grid, and scores.json. The scores of each
+    Writes <case>.nii.gz, the label map on the case's own grid, and scores.json into `run.validation(fold)`. The scores of each
     case are kept as soon as they are known; the same call after a kill goes on with the next case. Cases whose scores
     would come out the same (weights, plan, files, tolerances, program) are not measured again.
 
@@ -82,16 +82,18 @@ def validate_fold(
     Raises:
         InputError: If there is no such fold or it is not trained.
     """
-    folder = run.fold(fold) / "validation"
+    folder = run.validation(fold)
     names = run.read_fold(fold).val
+    folder.mkdir(parents=True, exist_ok=True)
     bundle = save_working_bundle(run, fold, weights)
     cases = [case for case in dataset_of(run).cases if case.name in names]
-    identity = _identity(run, bundle, cases, mirroring)
-    folder.mkdir(parents=True, exist_ok=True)
+    identity = _identity(run, bundle, cases, weights, mirroring)
     if again:
         (folder / PARTIAL_FILE).unlink(missing_ok=True)
-    elif (done := _finished(folder, identity)) is not None:
+    elif (done := _finished(run, fold, identity)) is not None:
         return done
+    # Label maps are about to be replaced one by one: until all are, no scores may stand beside them as if they were theirs.
+    (folder / SCORES_FILE).unlink(missing_ok=True)
     predictor = Predictor(bundle, device=device, scan=scan, mirroring=mirroring)
     partial = PartialScores(folder, identity)
     for case in cases:
@@ -113,24 +115,27 @@ def _measure(predictor: Predictor, case: Case, run: RunFolder, fold: int) -> tup
     return tuple(score_case(predicted, reference, case.name, fold, structures(run), plan.ignore_value))
 
 
-def _finished(folder: Path, identity: str) -> FoldScores | None:
-    """Scores of a validation that came to its end before and would give the same again."""
-    path = folder / SCORES_FILE
+def _finished(run: RunFolder, fold: int, identity: str) -> FoldScores | None:
+    """Scores of a validation that came to its end before and would give the same again, its label maps included."""
+    path = run.validation(fold) / SCORES_FILE
     scores = read_json(FoldScores, path) if path.is_file() else None
     if scores is None or scores.identity != identity:
+        return None
+    if not all(prediction_file(run, fold, case).is_file() for case in run.read_fold(fold).val):
         return None
     path.touch()  # newer than the weights: `cross-validate` tells finished folds by that
     return scores
 
 
-def _identity(run: RunFolder, bundle: Bundle, cases: Sequence[Case], mirroring: bool) -> str:
-    """Hash of what the scores depend on; files by size and time, as reading them all would take long."""
-    files = [(str(path), path.stat()) for case in cases for path in (*case.images, case.labels)]
+def _identity(run: RunFolder, bundle: Bundle, cases: Sequence[Case], weights: str, mirroring: bool) -> str:
+    """Hash of what the scores depend on."""
+    plan = run.read_plan()
     parts = [
         [file.sha256 for file in bundle.manifest.folds],
         run.plan_file.read_text(encoding="utf-8"),
         [repr(structure) for structure in structures(run)],
-        [(name, state.st_size, state.st_mtime_ns) for name, state in files],
+        [(case.name, known_content_hash(run.store, case, plan)) for case in cases],
+        weights,
         mirroring,
         __version__,
     ]
@@ -147,12 +152,12 @@ def summarize(run: RunFolder) -> str:
     """Write the tables of all validated folds and return them as Markdown.
 
     Decides which structures keep only their largest component; the tables are about the label maps with that applied.
-    Writes validation/components.json, scores.csv (every case), summary.json and summary.md: per fold, and out of fold, where every case
-    is measured once, by the network that has not seen it.
+    Writes components.json, scores.csv (every case), summary.json and summary.md into `run.tables`: per fold, and out of fold, where every
+    case is measured once, by the network that has not seen it.
     """
     folds, splits = final_scores(run), run.read_splits()
     selection = select_components(run)
-    folder = run.path / "validation"
+    folder = run.tables
     folder.mkdir(parents=True, exist_ok=True)
     plan = run.read_plan()
     labels = plan.structure_names

@@ -10,11 +10,11 @@ from dataclasses import fields
 from MambaSegTraining.largest_component import ComponentChoice
 from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, MetricSummary
 from MambaSegTraining.metrics.definitions import DSC
-from MambaSegTraining.metrics.summary import MEAN
+from MambaSegTraining.metrics.summary import MEAN, shown_labels
 from MambaSegTraining.scores import Group
 
 OVERALL = tuple(metric for metric in DEFINITIONS if metric.field in ("nsd", "hd95_mm"))
-"""Measures shown as the mean over the structures only; summary.json has all."""
+"""Measures shown as the mean over the structures only, or of the only one; summary.json has all."""
 
 
 def markdown_table(groups: Sequence[Group], labels: Sequence[str], protocol: str) -> str:
@@ -25,7 +25,8 @@ def markdown_table(groups: Sequence[Group], labels: Sequence[str], protocol: str
         labels: Structures, in order.
         protocol: Which cases the numbers are about.
     """
-    columns = [(label, DSC) for label in (*labels, MEAN)] + [(MEAN, metric) for metric in OVERALL]
+    shown = shown_labels(labels)
+    columns = [(label, DSC) for label in shown] + [(shown[-1], metric) for metric in OVERALL]
     heads = [f"{metric.name} {label}{f' ({metric.unit})' if metric.unit else ''}" for label, metric in columns]
     lines = [f"| cases | n | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
     for group in groups:

@@ -20,7 +20,7 @@ def add_cross_validate(step: AddStep) -> None:
     fan_out.add_argument("--scan", default="auto", help="backend of the selective scan (default: %(default)s)")
     fan_out.add_argument("--workers", type=int, default=1, help="processes that make batches, per fold (%(default)s)")
     fan_out.add_argument("--jobs", type=Path, help="folder for logs (default: cross_validation beside the first run)")
-    fan_out.add_argument("--minutes", type=int, default=1440, help="time limit of a job (default: %(default)s)")
+    fan_out.add_argument("--minutes", type=int, default=1440, help="slurm: time limit per job (default: %(default)s)")
     fan_out.add_argument("--cpus", type=int, default=8, help="slurm: cores per fold (default: %(default)s)")
     fan_out.add_argument("--memory-gb", type=int, default=32, help="slurm: memory per fold (default: %(default)s)")
     fan_out.add_argument("--gpus", type=int, default=1, help="slurm: GPUs per fold (default: %(default)s)")
@@ -30,7 +30,9 @@ def add_cross_validate(step: AddStep) -> None:
 
 def run_cross_validate(options: argparse.Namespace) -> int:
     """Step `cross-validate`; ends with 1 if a fold failed."""
-    from MambaSegTraining.cross_validation import JobSettings, all_tasks, cross_validate, outcome_table
+    from MambaSegLib.commands.failures import interruptible
+    from MambaSegTraining.cross_validation import cross_validate
+    from MambaSegTraining.fold_tasks import JobSettings, all_tasks, outcome_table
 
     common = ["--scan", options.scan, *(["--threads", str(options.threads)] if options.threads else [])]
     tasks = all_tasks(
@@ -45,12 +47,17 @@ def run_cross_validate(options: argparse.Namespace) -> int:
         partition=options.partition, account=options.account,
     )  # fmt: skip
     folder = options.jobs or options.run_dir[0].resolve().parent / "cross_validation"
-    outcomes = cross_validate(
-        tasks,
-        settings,
-        folder,
-        on_outcome=lambda one: print(f"{one.run.name} fold {one.fold}: {one.status}", flush=True),
-    )
+    try:
+        with interruptible():
+            outcomes = cross_validate(
+                tasks,
+                settings,
+                folder,
+                on_outcome=lambda one: print(f"{one.run.name} fold {one.fold}: {one.status}", flush=True),
+            )
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on.", flush=True)
+        raise
     print(outcome_table(outcomes))
     _print_scores(options.run_dir)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0

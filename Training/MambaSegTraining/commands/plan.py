@@ -46,7 +46,7 @@ def run_plan(options: argparse.Namespace) -> int:
     contents: list[CaseContent] = []
     workers = default_workers() if options.workers is None else options.workers
     with case_bar("Reading", len(dataset.cases)) as advance:
-        fingerprint = take_fingerprint(dataset, workers, advance, contents.append)
+        fingerprint = take_fingerprint(dataset, workers, advance, contents.append, splits.test)
     leakage = check_leakage(splits, contents, force=options.force_leaks)
     plan = make_plan(dataset, fingerprint, settings)
     run = RunFolder(options.run_dir)

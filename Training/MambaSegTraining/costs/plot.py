@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from MambaSegLib.atomic import new_file
+from MambaSegTraining.component_selection import final_scores
 from MambaSegTraining.costs.records import NetworkCost
 from MambaSegTraining.metrics.definitions import DSC
 from MambaSegTraining.metrics.summary import MEAN, summarize_values, values_by_case
 from MambaSegTraining.run_folder import RunFolder
-from MambaSegTraining.scores import pooled, read_scores
+from MambaSegTraining.scores import pooled
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ def mean_dsc(run: RunFolder) -> float | None:
     """Mean DSC of a run's validated cases; None if there are none."""
     if not run.splits_file.is_file():
         return None
-    labels = tuple(label.name for label in run.read_plan().labels)
-    values = values_by_case(pooled(read_scores(run)), MEAN, DSC.field, labels)
+    values = values_by_case(pooled(final_scores(run)), MEAN, DSC.field, run.read_plan().structure_names)
     summary = summarize_values(values, run.read_splits().subjects)
     return summary.mean if summary.n else None
 

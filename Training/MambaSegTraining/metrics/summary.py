@@ -63,6 +63,11 @@ class MetricSummary:
     summary: Summary | None
 
 
+def shown_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """What tables have lines about: each structure, and the mean over them where it is not the only one again."""
+    return (*labels, MEAN) if len(labels) > 1 else tuple(labels)
+
+
 def summarize_values(values: Mapping[str, float], subjects: Mapping[str, str]) -> Summary:
     """Summarize one number per case.
 

@@ -11,7 +11,7 @@ import numpy as np
 from MambaSegLib.volume import Array
 from MambaSegTraining.metrics.definitions import ASSD, DSC, HD95, NSD, MetricDefinition
 from MambaSegTraining.metrics.scores import LabelScore, Structure
-from MambaSegTraining.report.drawing import FAINT, FOLD_COLORS, INK, SIZE, as_hex, as_svg, new_figure
+from MambaSegTraining.report.drawing import FAINT, FOLD_COLORS, INK, SIZE, as_hex, as_svg, draw_dots, new_figure
 from MambaSegTraining.report.records import ModelRun
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _draw_row(
     values = np.array([value for value, _ in measured])
     flags = np.array([flag for _, flag in measured])
     spread = ((np.arange(len(values)) * GOLDEN) % 1 - 0.5) * 0.5  # fills the width evenly, the same in every run
-    axis.scatter(values[~flags], place + spread[~flags], s=7, color=color, alpha=0.55, linewidths=0, zorder=2)
+    draw_dots(axis, values[~flags], place + spread[~flags], 2.6, color, 0.55, 2)
     edge = limit[0] if metric.better == "higher" else limit[1]
     axis.scatter(np.full(flags.sum(), edge), place + spread[flags], s=22, marker="x", color="#d22f2f", linewidths=1.3,
                  zorder=4, clip_on=False)  # fmt: skip
@@ -136,7 +136,7 @@ def _draw_agreement(axis: Axes, scores: Sequence[LabelScore], structure: Structu
     axis.set_ylabel("predicted − reference [ml]", fontsize=SIZE, color=INK)
     if not shown:
         return
-    axis.scatter(means, errors, s=12, color=as_hex(structure.color), alpha=0.7, linewidths=0, zorder=3)
+    draw_dots(axis, means, errors, 3.5, as_hex(structure.color), 0.7, 3)
     mean, spread = float(errors.mean()), float(errors.std(ddof=1)) if len(errors) > 1 else 0.0
     axis.axhline(0, color=FAINT, linewidth=0.8)
     lines = [(mean, "-", "mean")]

@@ -15,14 +15,14 @@ from MambaSegTraining.costs.records import read_cost
 from MambaSegTraining.files import read_json
 from MambaSegTraining.fingerprint import dataset_of
 from MambaSegTraining.fold_training import ENVIRONMENT_FILE
-from MambaSegTraining.leakage_record import checked_leakage
+from MambaSegTraining.leakage_record import checked_leakage, describe_leakage
 from MambaSegTraining.metrics.legacy import LegacyScore, score_case_legacy
 from MambaSegTraining.provenance import Environment, Environments
 from MambaSegTraining.report.records import CaseImages, Cost, Family, ModelRun
 from MambaSegTraining.report.write import ReportFiles, write_report
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.scores import pooled, protocol, read_scores, structures
-from MambaSegTraining.splits import Splits
+from MambaSegTraining.trained_recipe import describe_recipe
 from MambaSegTraining.training_log import EpochRecord
 
 CNN_NETWORKS = ("nnunet", "nnunet_resenc", "mednext_m_k3", "mednext_m_k5")
@@ -83,7 +83,7 @@ def model_run(run: RunFolder, name: str = "", *, legacy: bool = False) -> ModelR
         structures=structures(run),
         scores=pooled(folds),
         subjects=splits.subjects,
-        leakage=_leakage(run, splits),
+        leakage=describe_leakage(run),
         provenance=_provenance(run),
         family=_family(network),
         cost=_cost(run, curves),
@@ -92,10 +92,6 @@ def model_run(run: RunFolder, name: str = "", *, legacy: bool = False) -> ModelR
         components=selection.choices,
         load_case=lambda case: load_case(run, case),
     )
-
-
-def _leakage(run: RunFolder, splits: Splits) -> str:
-    return " ".join(text for text in (checked_leakage(run).describe(), splits.note) if text)
 
 
 def load_case(run: RunFolder, case: str) -> CaseImages:
@@ -175,7 +171,7 @@ def _provenance(run: RunFolder) -> Mapping[str, str]:
     entries = {
         "Data set": f"{settings.dataset.name} ({settings.dataset.license or 'license not stated'})",
         "Attribution": settings.dataset.attribution,
-        "Recipe": settings.name,
+        "Recipe": describe_recipe(run, range(len(splits.folds))),
         "Network": plan.network.name,
         "Voxel size (Z, Y, X)": f"{spacing} mm, axes {plan.orientation}",
         "Patch (Z, Y, X)": " × ".join(map(str, plan.patch_size)) + " voxels",

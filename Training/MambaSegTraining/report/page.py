@@ -67,7 +67,7 @@ def page(
 
 def _lead(runs: Sequence[ModelRun]) -> str:
     models, datasets = ({getattr(run, name): None for run in runs} for name in ("name", "dataset"))
-    return f"{', '.join(models)} on {', '.join(datasets)}. {runs[0].protocol[:1].upper()}{runs[0].protocol[1:]}."
+    return f"{', '.join(models)} on {', '.join(datasets)}."
 
 
 def _tiles(run: ModelRun, summaries: Sequence[MetricSummary]) -> str:
@@ -108,8 +108,11 @@ def _results(run: ModelRun, summaries: Sequence[MetricSummary]) -> str:
         "in neither mask is left out of a case; one that is in only one mask (missed or invented) counts with the worst "
         f"value and is flagged. Mean over: {escape(', '.join(run.labels))}."
     )
+    measured = f"Measured: {escape(run.protocol)}."
     leak = "Check for leaks between training and measured cases: " + escape(run.leakage)
-    return _section(f"{run.name} on {run.dataset}", results_table(run, summaries), _note(note), _note(leak))
+    return _section(
+        f"{run.name} on {run.dataset}", results_table(run, summaries), _note(measured), _note(note), _note(leak)
+    )
 
 
 def _boxes(runs: Sequence[ModelRun]) -> list[str]:
@@ -181,7 +184,8 @@ def _components(run: ModelRun) -> str:
         for choice in run.components
     ]
     note = (
-        "Decided on cases that the networks had not seen: only if mean Dice or mean HD95 gets better and neither worse."
+        "Decided on the cases that the tables above are about, as predicted by networks that had not seen them: the largest "
+        "only if mean Dice or mean HD95 gets better and neither worse."
     )
     return _section(
         f"Connected components kept: {run.name}", table(["Structure", "Components", "Why"], rows, 3), _note(note)

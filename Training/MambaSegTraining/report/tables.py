@@ -8,7 +8,7 @@ from html import escape
 from MambaSegTraining.comparison import TESTED_METRICS, PairedComparison, p_text
 from MambaSegTraining.metrics.definitions import DEFINITIONS, MetricDefinition
 from MambaSegTraining.metrics.scores import Structure
-from MambaSegTraining.metrics.summary import MEAN, MetricSummary
+from MambaSegTraining.metrics.summary import MetricSummary, shown_labels
 from MambaSegTraining.report.drawing import as_hex
 from MambaSegTraining.report.paper_table import PaperTable
 from MambaSegTraining.report.ranking import RankedCase
@@ -32,7 +32,7 @@ def results_table(run: ModelRun, summaries: Sequence[MetricSummary]) -> str:
     """Mean with interval, median with quartiles, per structure and measure."""
     heads = ["Structure", "", *(_head(metric) for metric in DEFINITIONS), "Cases"]
     rows = []
-    for label in (*run.labels, *([MEAN] if len(run.labels) > 1 else [])):
+    for label in shown_labels(run.labels):
         found = {entry.metric: entry for entry in summaries if entry.label == label}
         structure = next((item for item in run.structures if item.name == label), None)
         name = swatch(structure) if structure else f"<b>Mean of {len(run.labels)}</b>"
