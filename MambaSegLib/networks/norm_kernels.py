@@ -43,11 +43,29 @@ def _block(start, rows, voxels, ROWS: tl.constexpr, VOXELS: tl.constexpr, LAST: 
 
 
 @kernel
+def _read(x, offset, inside):
+    """A block in float32, 0 where not inside."""
+    return tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+
+
+@kernel
+def _store(x, offset, values, inside):
+    """Write a block, rounded to the tensor's type."""
+    tl.store(x + offset, values.to(x.dtype.element_ty), mask=inside)
+
+
+@kernel
+def _column(statistic, slot, is_row):
+    """A number of each row, as a column."""
+    return tl.load(statistic + slot, mask=is_row, other=0.0)[:, None]
+
+
+@kernel
 def _pivot(x, rows, voxels, ROWS: tl.constexpr, LAST: tl.constexpr):
     """First voxel of each row, float32. Means are those of differences from it: exact for a row that is constant."""
     row, outer = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(2)
     offset = outer.to(tl.int64) * voxels * rows + row if LAST else (outer.to(tl.int64) * rows + row) * voxels
-    return tl.load(x + offset, mask=row < rows, other=0.0).to(tl.float32)
+    return _read(x, offset, row < rows)
 
 
 @kernel
@@ -62,9 +80,7 @@ def _deviations(values, pivot, inside, count):
 def _affine(weight, bias, slot, is_row, channels):
     """Weight and bias of each row, as columns."""
     channel = slot % channels
-    scale = tl.load(weight + channel, mask=is_row, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=is_row, other=0.0).to(tl.float32)
-    return scale[:, None], shift[:, None]
+    return _read(weight, channel, is_row)[:, None], _read(bias, channel, is_row)[:, None]
 
 
 @kernel
@@ -72,10 +88,10 @@ def _write(out, centered, scale, shift, residual, slope, offset, inside, ACTIVAT
     """LeakyReLU(centered * scale + shift + residual), rounded to the type of `out`."""
     result = centered * scale + shift
     if residual is not None:
-        result += tl.load(residual + offset, mask=inside, other=0.0).to(tl.float32)
+        result += _read(residual, offset, inside)
     if ACTIVATE:
         result = tl.where(result > 0, result, result * slope)
-    tl.store(out + offset, result.to(out.dtype.element_ty), mask=inside)
+    _store(out, offset, result, inside)
 
 
 @kernel
@@ -99,7 +115,7 @@ def normalize_whole(
 ):
     """Everything at once, for rows that fit into registers; `out` may be `x`. Grid: (1, blocks of rows, outer)."""
     offset, inside, slot, is_row = _block(0, rows, voxels, ROWS, VOXELS, LAST)
-    values = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    values = _read(x, offset, inside)
     count = voxels.to(tl.float32)
     row_mean, centered, squares = _deviations(values, _pivot(x, rows, voxels, ROWS, LAST), inside, count)
     row_rstd = 1.0 / tl.sqrt(squares / count + eps)
@@ -129,7 +145,7 @@ def moments(
     mean, total = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, tl.cdiv(voxels, VOXELS))):
         offset, inside, _, _ = _block(tile * VOXELS, rows, voxels, ROWS, VOXELS, LAST)
-        values = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+        values = _read(x, offset, inside)
         here = tl.minimum(voxels - tile * VOXELS, VOXELS).to(tl.float32)
         tile_mean, _, tile_squares = _deviations(values, pivot, inside, here)
         delta = tile_mean - mean
@@ -144,6 +160,12 @@ def moments(
 
 
 @kernel
+def _pieces(piece, pieces, slot, is_slot, slots):
+    """Where some pieces' numbers lie in (pieces, slots), and which of them exist."""
+    return piece.to(tl.int64)[:, None] * slots + slot[None, :], (piece < pieces)[:, None] & is_slot[None, :]
+
+
+@kernel
 def join_moments(
     means, squares, mean, rstd, voxels, pieces, per_part, slots, eps, SLOTS: tl.constexpr, PARTS: tl.constexpr
 ):
@@ -153,16 +175,14 @@ def join_moments(
     pivot = tl.load(means + slot, mask=is_slot, other=0.0)
     whole = tl.zeros((SLOTS,), tl.float32)
     for first in range(0, pieces, PARTS):
-        inside = (first + part < pieces)[:, None] & is_slot[None, :]
-        place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
+        place, inside = _pieces(first + part, pieces, slot, is_slot, slots)
         here = tl.minimum(voxels - (first + part) * per_part, per_part).to(tl.float32) / voxels
         delta = tl.where(inside, tl.load(means + place, mask=inside, other=0.0) - pivot[None, :], 0.0)
         whole += tl.sum(delta * here[:, None], 0)
     whole += pivot
     total = tl.zeros((SLOTS,), tl.float32)
     for first in range(0, pieces, PARTS):
-        inside = (first + part < pieces)[:, None] & is_slot[None, :]
-        place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
+        place, inside = _pieces(first + part, pieces, slot, is_slot, slots)
         here = tl.minimum(voxels - (first + part) * per_part, per_part).to(tl.float32)
         delta = tl.load(means + place, mask=inside, other=0.0) - whole[None, :]
         found = tl.load(squares + place, mask=inside, other=0.0) + delta * delta * here[:, None]
@@ -191,22 +211,19 @@ def normalize(
 ):
     """Normalize with known statistics; `out` may be `x`."""
     offset, inside, slot, is_row = _block(tl.program_id(0) * VOXELS, rows, voxels, ROWS, VOXELS, LAST)
-    values = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    centered = values - tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
+    values = _read(x, offset, inside)
+    centered = values - _column(mean, slot, is_row)
     scale, shift = _affine(weight, bias, slot, is_row, channels)
-    scale *= tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    scale *= _column(rstd, slot, is_row)
     _write(out, centered, scale, shift, residual, slope, offset, inside, ACTIVATE)
 
 
 @kernel
 def _gradient(dout, out, centered, scale, shift, slope, offset, inside, ACTIVATE: tl.constexpr):
     """Gradient before the activation: LeakyReLU kept the sign, which is read from `out` or, without one, computed again."""
-    gradient = tl.load(dout + offset, mask=inside, other=0.0).to(tl.float32)
+    gradient = _read(dout, offset, inside)
     if ACTIVATE:
-        if out is not None:
-            signed = tl.load(out + offset, mask=inside, other=0.0).to(tl.float32)
-        else:
-            signed = centered * scale + shift
+        signed = _read(out, offset, inside) if out is not None else centered * scale + shift
         gradient = tl.where(signed > 0, gradient, gradient * slope)
     return gradient
 
@@ -235,9 +252,9 @@ def gradients_whole(
 ):
     """All gradients at once, for rows that fit into registers; sums as in `gradient_sums`. Grid: (1, blocks of rows, outer)."""
     offset, inside, slot, is_row = _block(0, rows, voxels, ROWS, VOXELS, LAST)
-    values = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    centered = values - tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
-    spread = tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    values = _read(x, offset, inside)
+    centered = values - _column(mean, slot, is_row)
+    spread = _column(rstd, slot, is_row)
     scale, shift = _affine(weight, bias, slot, is_row, channels)
     gradient = _gradient(dout, out, centered, spread * scale, shift, slope, offset, inside, ACTIVATE)
     normal = centered * spread
@@ -245,10 +262,10 @@ def gradients_whole(
     tl.store(sums + slot, total, mask=is_row)
     tl.store(products + slot, product, mask=is_row)
     if dresidual is not None:
-        tl.store(dresidual + offset, gradient.to(dresidual.dtype.element_ty), mask=inside)
+        _store(dresidual, offset, gradient, inside)
     count = voxels.to(tl.float32)
     through = gradient - (total / count)[:, None] - normal * (product / count)[:, None]
-    tl.store(dx + offset, (through * (spread * scale)).to(dx.dtype.element_ty), mask=inside)
+    _store(dx, offset, through * (spread * scale), inside)
 
 
 @kernel
@@ -280,16 +297,16 @@ def gradient_sums(
     """
     part = tl.program_id(0)
     offset, inside, slot, is_row = _block(0, rows, voxels, ROWS, VOXELS, LAST)
-    average = tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
-    spread = tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    average = _column(mean, slot, is_row)
+    spread = _column(rstd, slot, is_row)
     scale, shift = _affine(weight, bias, slot, is_row, channels)
     total, product = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     for tile in range(part * tiles, tl.minimum((part + 1) * tiles, tl.cdiv(voxels, VOXELS))):
         offset, inside, slot, is_row = _block(tile * VOXELS, rows, voxels, ROWS, VOXELS, LAST)
-        centered = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32) - average
+        centered = _read(x, offset, inside) - average
         gradient = _gradient(dout, out, centered, spread * scale, shift, slope, offset, inside, ACTIVATE)
         if dresidual is not None:
-            tl.store(dresidual + offset, gradient.to(dresidual.dtype.element_ty), mask=inside)
+            _store(dresidual, offset, gradient, inside)
         total += tl.sum(gradient, 1)
         product += tl.sum(tl.where(inside, gradient * centered * spread, 0.0), 1)
     place = part.to(tl.int64) * slots + slot
@@ -304,8 +321,7 @@ def join_sums(part_sums, part_products, sums, products, pieces, slots, SLOTS: tl
     is_slot = slot < slots
     total, product = tl.zeros((SLOTS,), tl.float32), tl.zeros((SLOTS,), tl.float32)
     for first in range(0, pieces, PARTS):
-        inside = (first + part < pieces)[:, None] & is_slot[None, :]
-        place = (first + part).to(tl.int64)[:, None] * slots + slot[None, :]
+        place, inside = _pieces(first + part, pieces, slot, is_slot, slots)
         total += tl.sum(tl.load(part_sums + place, mask=inside, other=0.0), 0)
         product += tl.sum(tl.load(part_products + place, mask=inside, other=0.0), 0)
     tl.store(sums + slot, total, mask=is_slot)
@@ -334,13 +350,11 @@ def gradients(
 ):
     """Gradient of x. With a residual, `dout` is the gradient `gradient_sums` wrote, and ACTIVATE false."""
     offset, inside, slot, is_row = _block(tl.program_id(0) * VOXELS, rows, voxels, ROWS, VOXELS, LAST)
-    centered = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    centered -= tl.load(mean + slot, mask=is_row, other=0.0)[:, None]
-    spread = tl.load(rstd + slot, mask=is_row, other=0.0)[:, None]
+    centered = _read(x, offset, inside) - _column(mean, slot, is_row)
+    spread = _column(rstd, slot, is_row)
     scale, shift = _affine(weight, bias, slot, is_row, channels)
     gradient = _gradient(dout, None, centered, spread * scale, shift, slope, offset, inside, ACTIVATE)
     count = voxels.to(tl.float32)
-    average = tl.load(sums + slot, mask=is_row, other=0.0)[:, None] / count
-    slant = tl.load(products + slot, mask=is_row, other=0.0)[:, None] / count
+    average, slant = _column(sums, slot, is_row) / count, _column(products, slot, is_row) / count
     through = gradient - average - centered * spread * slant
-    tl.store(dx + offset, (through * (spread * scale)).to(dx.dtype.element_ty), mask=inside)
+    _store(dx, offset, through * (spread * scale), inside)

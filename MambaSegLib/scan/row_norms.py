@@ -34,9 +34,10 @@ def add_norm(x: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype,
         In the shape of x.
     """
     if uses_kernels(x.device, backend):
-        from MambaSegLib.scan import triton_norms_launch
+        from MambaSegLib.scan.triton_norms_launch import AddNorm
 
-        return triton_norms_launch.add_norm(x, residual, eps, dtype)
+        normalized: Tensor = AddNorm.apply(x, residual, eps, dtype)  # type: ignore[no-untyped-call]
+        return normalized
     rows = _wide(x) if residual is None else _wide(x) + residual
     return layer_norm(rows, rows.shape[-1:], eps=eps).to(dtype)
 
@@ -69,9 +70,10 @@ def sum_paths(
         (B, L, C) float32.
     """
     if uses_kernels(headed.device, backend):
-        from MambaSegLib.scan import triton_norms_launch
+        from MambaSegLib.scan.triton_norms_launch import SumPaths
 
-        return triton_norms_launch.sum_paths(headed, mixed, tokens, weight, bias, paths, eps, before)
+        summed: Tensor = SumPaths.apply(headed, mixed, tokens, weight, bias, before, paths, eps)  # type: ignore[no-untyped-call]
+        return summed
     results = _wide(headed) + (_wide(mixed) + tokens)
     total: Tensor | None = None
     for path, own in enumerate(results.reshape(paths, -1, *tokens.shape).sum(1)):

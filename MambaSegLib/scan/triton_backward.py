@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from MambaSegLib.scan.triton_chunks import channel_vector, load_ahead, part_of_scan, updated
 from MambaSegLib.scan.triton_steps import (
     LN_2,
     PATH_NUMBERS,
     group_base,
     kernel,
-    load_row,
-    next_place,
     place,
-    previous_place,
     read_path,
     sigmoid,
     state_block,
@@ -72,12 +70,7 @@ def chunk_leaving(
 
     Layouts as the ends and sums of `triton_forward.chunk_ends`; here slot 0 is chunk 1.
     """
-    blocks = tl.cdiv(D, BLOCK_D)
-    slot, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    pair = tl.program_id(1)
-    group, entry = pair // batch, pair % batch
-    d, n = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    is_d, is_n = d < D, n < N
+    slot, _, pair, group, entry, d, n, is_d, is_n = part_of_scan(batch, D, N, BLOCK_D, BLOCK_N)
     delta = group_base(delta, delta_group, delta_batch, group, entry)
     C = group_base(C, C_group, C_batch, group, entry)
     dout = group_base(dout, dout_group, dout_batch, group, entry)
@@ -88,30 +81,17 @@ def chunk_leaving(
     inside = is_n[:, None] & is_d[None, :]
     in_block = state_block(n, d, D)
     rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
-    shift = tl.zeros((BLOCK_D,), tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
+    shift = channel_vector(bias, group, d, is_d, D, BLOCK_D)
     carried = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
     t = (slot + 2) * CHUNK - 1
-    row, q1, q2 = place(path, t)
-    coming = ()
-    for j in tl.static_range(UNROLL):
-        now_d, now_n = until(d, is_d, t - j, length), until(n, is_n, t - j, length)
-        coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(dout, row, dout_row, d, now_d))
-        coming = coming + (load_row(C, row, C_row, n, now_n),)
-        if z is not None:
-            coming = coming + (load_row(z, row, z_row, d, now_d),)
-        row, q1, q2 = previous_place(path, row, q1, q2)
+    spot = place(path, t)
+    columns, sources = (d, n, is_d, is_n), ((delta, dout), (delta_row, dout_row), (C,), (C_row,), z, z_row)
+    coming, _, spot = load_ahead(sources, path, spot, t, length, columns, UNROLL, True)
     for _ in range(0, CHUNK, UNROLL):
-        here, coming = coming, ()
-        for j in tl.static_range(UNROLL):  # these are chunk 0's at the very end: there, and not used
-            now_d, now_n = until(d, is_d, t - UNROLL - j, length), until(n, is_n, t - UNROLL - j, length)
-            coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(dout, row, dout_row, d, now_d))
-            coming = coming + (load_row(C, row, C_row, n, now_n),)
-            if z is not None:
-                coming = coming + (load_row(z, row, z_row, d, now_d),)
-            row, q1, q2 = previous_place(path, row, q1, q2)
+        here = coming
+        # Those of chunk 0 at the very end: there, and not used.
+        coming, _, spot = load_ahead(sources, path, spot, t - UNROLL, length, columns, UNROLL, True)
         for j in tl.static_range(UNROLL):
             now_d = until(d, is_d, t - j, length)
             delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)
@@ -196,13 +176,8 @@ def chunk_gradients(
         dskip_parts, dbias_parts: The same for the vectors, (directions x batch, chunks, D).
     """
     OPERANDS: tl.constexpr = 5 if z is None else 6
-    blocks = tl.cdiv(D, BLOCK_D)
-    here, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    here, block, pair, group, entry, d, n, is_d, is_n = part_of_scan(batch, D, N, BLOCK_D, BLOCK_N)
     chunk = first_chunk + here
-    pair = tl.program_id(1)
-    group, entry = pair // batch, pair % batch
-    d, n = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    is_d, is_n = d < D, n < N
     u = group_base(u, u_group, u_batch, group, entry)
     delta = group_base(delta, delta_group, delta_batch, group, entry)
     B = group_base(B, B_group, B_batch, group, entry)
@@ -217,37 +192,25 @@ def chunk_gradients(
     inside = is_n[:, None] & is_d[None, :]
     in_block = n[:, None] * D + d[None, :]
     rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
-    shift = tl.zeros((BLOCK_D,), tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
-    passed = tl.zeros((BLOCK_D,), tl.float32)
-    if skip is not None:
-        passed = tl.load(skip + group * D + d, mask=is_d, other=0.0)
+    shift = channel_vector(bias, group, d, is_d, D, BLOCK_D)
+    passed = channel_vector(skip, group, d, is_d, D, BLOCK_D)
+    columns = (d, n, is_d, is_n)
 
     # Forward through the chunk, keeping the states before every KEPT-th step.
     neighbor = (pair.to(tl.int64) * (chunks - 1) + chunk) * (N * D)
     h = tl.load(starts + neighbor - N * D + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
     kept = kept + (pair.to(tl.int64) * chunks_here + here) * (CHUNK // KEPT * N * D) + in_block
     t = chunk * CHUNK
-    row, q1, q2 = place(path, t)
-    coming = ()
-    for j in tl.static_range(KEPT):
-        now_d, now_n = until(d, is_d, t + j, length), until(n, is_n, t + j, length)
-        coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
-        coming = coming + (load_row(B, row, B_row, n, now_n),)
-        row, q1, q2 = next_place(path, row, q1, q2)
+    spot = place(path, t)
+    sources = ((delta, u), (delta_row, u_row), (B,), (B_row,), None, 0)
+    coming, _, spot = load_ahead(sources, path, spot, t, length, columns, KEPT, False)
     for segment in range(CHUNK // KEPT):
         tl.store(kept + segment * (N * D), h, mask=inside)
-        present, coming = coming, ()
-        for j in tl.static_range(KEPT):
-            now_d, now_n = until(d, is_d, t + KEPT + j, length), until(n, is_n, t + KEPT + j, length)
-            coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
-            coming = coming + (load_row(B, row, B_row, n, now_n),)
-            row, q1, q2 = next_place(path, row, q1, q2)
+        present = coming
+        coming, _, spot = load_ahead(sources, path, spot, t + KEPT, length, columns, KEPT, False)
         for j in tl.static_range(KEPT):
             delta2 = time_step(present[3 * j] + shift, until(d, is_d, t + j, length), SOFTPLUS)
-            entering = delta2 * LN_2 * present[3 * j + 1]
-            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * present[3 * j + 2][:, None]
+            h = updated(h, delta2, rates, present[3 * j + 1], present[3 * j + 2])
         t += KEPT
 
     # Backward, KEPT steps at a time; tuples hold the latest step first. A thread may load what another one stored.
@@ -257,38 +220,20 @@ def chunk_gradients(
     dskip, dbias = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     parts = ((block * (tl.num_programs(1)) + pair).to(tl.int64) * chunks_here + here) * (CHUNK * N)
     t = (chunk + 1) * CHUNK - 1
-    row, q1, q2 = place(path, t)
-    coming, coming_rows = (), ()
-    for j in tl.static_range(KEPT):
-        now_d, now_n = until(d, is_d, t - j, length), until(n, is_n, t - j, length)
-        coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
-        coming = coming + (load_row(dout, row, dout_row, d, now_d),)
-        coming = coming + (load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
-        if z is not None:
-            coming = coming + (load_row(z, row, z_row, d, now_d),)
-        coming_rows = coming_rows + (row,)
-        row, q1, q2 = previous_place(path, row, q1, q2)
+    spot = place(path, t)
+    sources = ((delta, u, dout), (delta_row, u_row, dout_row), (B, C), (B_row, C_row), z, z_row)
+    coming, coming_rows, spot = load_ahead(sources, path, spot, t, length, columns, KEPT, True)
     for backward_segment in range(CHUNK // KEPT):
         segment = CHUNK // KEPT - 1 - backward_segment
         h = tl.load(kept + segment * (N * D), mask=inside, other=0.0)
-        present, rows, coming, coming_rows = coming, coming_rows, (), ()
-        for j in tl.static_range(KEPT):
-            earlier = t - KEPT - j
-            now_d, now_n = until(d, is_d, earlier, length), until(n, is_n, earlier, length)
-            coming = coming + (load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d))
-            coming = coming + (load_row(dout, row, dout_row, d, now_d),)
-            coming = coming + (load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
-            if z is not None:
-                coming = coming + (load_row(z, row, z_row, d, now_d),)
-            coming_rows = coming_rows + (row,)
-            row, q1, q2 = previous_place(path, row, q1, q2)
+        present, rows = coming, coming_rows
+        coming, coming_rows, spot = load_ahead(sources, path, spot, t - KEPT, length, columns, KEPT, True)
         states, deltas = (), ()
         for j in tl.static_range(KEPT - 1, -1, -1):
             delta2 = time_step(present[OPERANDS * j] + shift, until(d, is_d, t - j, length), SOFTPLUS)
             states, deltas = states + (h,), deltas + (delta2,)
             if j > 0:
-                entering = delta2 * LN_2 * present[OPERANDS * j + 1]
-                h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * present[OPERANDS * j + 3][:, None]
+                h = updated(h, delta2, rates, present[OPERANDS * j + 1], present[OPERANDS * j + 3])
         for j in tl.static_range(KEPT):
             now_d = until(d, is_d, t - j, length)
             before, row_j, delta2 = states[KEPT - 1 - j], rows[j], deltas[KEPT - 1 - j]

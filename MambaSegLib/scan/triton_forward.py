@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from MambaSegLib.scan.triton_chunks import channel_vector, load_ahead, part_of_scan, updated
 from MambaSegLib.scan.triton_steps import (
-    LN_2,
     PATH_NUMBERS,
     group_base,
     kernel,
-    load_row,
-    next_place,
     place,
     read_path,
     sigmoid,
@@ -63,12 +61,7 @@ def chunk_ends(
     UNROLL: tl.constexpr,
 ):
     """States at the end of chunks 0 ... chunks - 1 that start from zero, and each chunk's sum of delta2."""
-    blocks = tl.cdiv(D, BLOCK_D)
-    chunk, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    pair = tl.program_id(1)
-    group, entry = pair // batch, pair % batch
-    d, n = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    is_d, is_n = d < D, n < N
+    chunk, _, pair, group, entry, d, n, is_d, is_n = part_of_scan(batch, D, N, BLOCK_D, BLOCK_N)
     u = group_base(u, u_group, u_batch, group, entry)
     delta = group_base(delta, delta_group, delta_batch, group, entry)
     B = group_base(B, B_group, B_batch, group, entry)
@@ -76,30 +69,19 @@ def chunk_ends(
     inside = is_n[:, None] & is_d[None, :]
     in_block = state_block(n, d, D)
     rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
-    shift = tl.zeros((BLOCK_D,), tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
+    shift = channel_vector(bias, group, d, is_d, D, BLOCK_D)
     h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_D,), tl.float32)
     t = chunk * CHUNK
-    row, q1, q2 = place(path, t)
-    coming = ()
-    for j in tl.static_range(UNROLL):
-        now_d, now_n = until(d, is_d, t + j, length), until(n, is_n, t + j, length)
-        x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
-        coming = coming + (x, token, load_row(B, row, B_row, n, now_n))
-        row, q1, q2 = next_place(path, row, q1, q2)
+    spot = place(path, t)
+    columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B,), (B_row,), None, 0)
+    coming, _, spot = load_ahead(sources, path, spot, t, length, columns, UNROLL, False)
     for _ in range(0, CHUNK, UNROLL):
-        here, coming = coming, ()
-        for j in tl.static_range(UNROLL):
-            now_d, now_n = until(d, is_d, t + UNROLL + j, length), until(n, is_n, t + UNROLL + j, length)
-            x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
-            coming = coming + (x, token, load_row(B, row, B_row, n, now_n))
-            row, q1, q2 = next_place(path, row, q1, q2)
+        here = coming
+        coming, _, spot = load_ahead(sources, path, spot, t + UNROLL, length, columns, UNROLL, False)
         for j in tl.static_range(UNROLL):
             delta2 = time_step(here[3 * j] + shift, until(d, is_d, t + j, length), SOFTPLUS)
-            entering = delta2 * LN_2 * here[3 * j + 1]
-            h = tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * here[3 * j + 2][:, None]
+            h = updated(h, delta2, rates, here[3 * j + 1], here[3 * j + 2])
             total += delta2
         t += UNROLL
     slot = (pair.to(tl.int64) * chunks + chunk) * D
@@ -198,12 +180,7 @@ def chunk_outputs(
 
     `starts` holds the states after chunks 0 ... chunks - 2.
     """
-    blocks = tl.cdiv(D, BLOCK_D)
-    chunk, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    pair = tl.program_id(1)
-    group, entry = pair // batch, pair % batch
-    d, n = block * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    is_d, is_n = d < D, n < N
+    chunk, _, pair, group, entry, d, n, is_d, is_n = part_of_scan(batch, D, N, BLOCK_D, BLOCK_N)
     u = group_base(u, u_group, u_batch, group, entry)
     delta = group_base(delta, delta_group, delta_batch, group, entry)
     B = group_base(B, B_group, B_batch, group, entry)
@@ -215,41 +192,23 @@ def chunk_outputs(
     inside = is_n[:, None] & is_d[None, :]
     in_block = state_block(n, d, D)
     rates = tl.load(A + group * N * D + in_block, mask=inside, other=0.0)
-    shift = tl.zeros((BLOCK_D,), tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + group * D + d, mask=is_d, other=0.0)
-    passed = tl.zeros((BLOCK_D,), tl.float32)
-    if skip is not None:
-        passed = tl.load(skip + group * D + d, mask=is_d, other=0.0)
+    shift = channel_vector(bias, group, d, is_d, D, BLOCK_D)
+    passed = channel_vector(skip, group, d, is_d, D, BLOCK_D)
     OPERANDS: tl.constexpr = 4 if z is None else 5
     started = starts + (pair.to(tl.int64) * (chunks - 1) + chunk - 1) * (N * D)
     h = tl.load(started + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
     t = chunk * CHUNK
-    row, q1, q2 = place(path, t)
-    coming, coming_rows = (), ()
-    for j in tl.static_range(UNROLL):
-        now_d, now_n = until(d, is_d, t + j, length), until(n, is_n, t + j, length)
-        x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
-        coming = coming + (x, token, load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
-        coming_rows = coming_rows + (row,)
-        if z is not None:
-            coming = coming + (load_row(z, row, z_row, d, now_d),)
-        row, q1, q2 = next_place(path, row, q1, q2)
+    spot = place(path, t)
+    columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B, C), (B_row, C_row), z, z_row)
+    coming, coming_rows, spot = load_ahead(sources, path, spot, t, length, columns, UNROLL, False)
     for _ in range(0, CHUNK, UNROLL):
-        here, rows, coming, coming_rows = coming, coming_rows, (), ()
-        for j in tl.static_range(UNROLL):
-            now_d, now_n = until(d, is_d, t + UNROLL + j, length), until(n, is_n, t + UNROLL + j, length)
-            x, token = load_row(delta, row, delta_row, d, now_d), load_row(u, row, u_row, d, now_d)
-            coming = coming + (x, token, load_row(B, row, B_row, n, now_n), load_row(C, row, C_row, n, now_n))
-            coming_rows = coming_rows + (row,)
-            if z is not None:
-                coming = coming + (load_row(z, row, z_row, d, now_d),)
-            row, q1, q2 = next_place(path, row, q1, q2)
+        here, rows = coming, coming_rows
+        coming, coming_rows, spot = load_ahead(sources, path, spot, t + UNROLL, length, columns, UNROLL, False)
         for j in tl.static_range(UNROLL):
             now_d = until(d, is_d, t + j, length)
             delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)
-            token, written, read = here[OPERANDS * j + 1], here[OPERANDS * j + 2], here[OPERANDS * j + 3]
-            h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
+            token, read = here[OPERANDS * j + 1], here[OPERANDS * j + 3]
+            h = updated(h, delta2, rates, token, here[OPERANDS * j + 2])
             y = tl.sum(h * read[:, None], 0) + passed * token
             if z is not None:
                 gate = here[OPERANDS * j + 4]

@@ -25,6 +25,13 @@ def _read(base, at, inside):
 
 
 @kernel
+def _parameter(base, path, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A path's weight or bias."""
+    column = tl.arange(0, BLOCK_C)
+    return tl.load(base + path * C + column, mask=column < C, other=0.0)
+
+
+@kernel
 def _write(base, at, values, inside):
     tl.store(base + at, values.to(base.dtype.element_ty), mask=inside)
 
@@ -131,7 +138,6 @@ def sum_paths(
     """See `row_norms.sum_paths`; EACH is the number of directions of every path."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     at, inside = _block(first, rows, C, ROWS, BLOCK_C)
-    column = tl.arange(0, BLOCK_C)
     shared = _read(tokens + first * C, at, inside)
     step = rows.to(tl.int64) * C
     found = tl.zeros((ROWS, BLOCK_C), tl.float32)
@@ -139,9 +145,8 @@ def sum_paths(
         values = _path_sum(headed, mixed, shared, first * C + path * EACH * step, step, at, inside, EACH)
         if weight is not None:
             normalized, _ = _normalized(values, inside, eps, C)
-            own_weight = tl.load(weight + path * C + column, mask=column < C, other=0.0)
-            own_bias = tl.load(bias + path * C + column, mask=column < C, other=0.0)
-            values = normalized * own_weight[None, :] + own_bias[None, :]
+            values = normalized * _parameter(weight, path, C, BLOCK_C)[None, :]
+            values += _parameter(bias, path, C, BLOCK_C)[None, :]
         found += values
     if before is not None:
         found += _read(before + first * C, at, inside)
@@ -186,8 +191,8 @@ def sum_paths_gradients(
         values = _path_sum(headed, mixed, shared, own, step, at, inside, EACH)
         normalized, scale = _normalized(values, inside, eps, C)
         tl.store(dweight_parts + slot * path_count + path * C + column, tl.sum(outer * normalized, 0), mask=column < C)
-        own_weight = tl.load(weight + path * C + column, mask=column < C, other=0.0)
-        gradient = _through_norm(outer * own_weight[None, :], normalized, scale, C)
+        own_outer = outer * _parameter(weight, path, C, BLOCK_C)[None, :]
+        gradient = _through_norm(own_outer, normalized, scale, C)
         for direction in tl.static_range(EACH):
             _write(dresults + own + direction * step, at, gradient, inside)
         summed += EACH * gradient

@@ -22,40 +22,20 @@ def block(channels: int) -> dict[str, int]:
     return {"C": channels, "ROWS": max(1, BLOCK_ELEMENTS // width), "BLOCK_C": width}
 
 
-def add_norm(x: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """See `row_norms.add_norm`."""
-    result: Tensor = _AddNorm.apply(x, residual, eps, dtype)  # type: ignore[no-untyped-call]
-    return result
-
-
-def sum_paths(
-    headed: Tensor,
-    mixed: Tensor,
-    tokens: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    paths: int,
-    eps: float,
-    before: Tensor | None,
-) -> Tensor:
-    """See `row_norms.sum_paths`."""
-    result: Tensor = _SumPaths.apply(  # type: ignore[no-untyped-call]
-        headed, mixed, tokens, weight, bias, before, paths, eps
-    )
-    return result
-
-
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.contiguous() for t in tensors]
 
 
-class _AddNorm(torch.autograd.Function):
+class AddNorm(torch.autograd.Function):
+    """`row_norms.add_norm` with gradients."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+        """Normalize; kept is nothing but the arguments."""
         x, residual = _contiguous(x, residual)
         ctx.save_for_backward(x, residual)
         ctx.eps = eps
-        groups, rows, sizes = _AddNorm.sizes(x, residual)
+        groups, rows, sizes = AddNorm.sizes(x, residual)
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
         with on_device_of(x):
             grid = (groups * triton.cdiv(rows, sizes["ROWS"]),)
@@ -65,8 +45,9 @@ class _AddNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and residual."""
         x, residual = ctx.saved_tensors
-        groups, rows, sizes = _AddNorm.sizes(x, residual)
+        groups, rows, sizes = AddNorm.sizes(x, residual)
         dx = torch.empty_like(x)
         dresidual = None if residual is None else torch.empty_like(residual)
         with on_device_of(x):
@@ -82,7 +63,9 @@ class _AddNorm(torch.autograd.Function):
         return x.numel() // shared.numel(), shared.numel() // x.shape[-1], block(x.shape[-1])
 
 
-class _SumPaths(torch.autograd.Function):
+class SumPaths(torch.autograd.Function):
+    """`row_norms.sum_paths` with gradients."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -95,6 +78,7 @@ class _SumPaths(torch.autograd.Function):
         paths: int,
         eps: float,
     ) -> Tensor:
+        """Sum; kept are the arguments, and they only if there is a LayerNorm."""
         headed, mixed, tokens, weight, bias, before = _contiguous(headed, mixed, tokens, weight, bias, before)
         ctx.shape, ctx.dtype, ctx.paths, ctx.eps = headed.shape, headed.dtype, paths, eps
         if weight is not None:  # plain sums need nothing for their gradients
@@ -111,6 +95,7 @@ class _SumPaths(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in the order of the arguments."""
         dbefore = dtotal if ctx.needs_input_grad[5] else None
         saved = ctx.saved_tensors  # once: a checkpoint computes them again and refuses to hand them out twice
         if not saved:

@@ -75,9 +75,10 @@ def place(path, t):
 
 
 @kernel
-def next_place(path, row, q1, q2):
-    """Go one position on, without the divisions of `place`."""
+def next_place(path, spot):
+    """From what `place` gives for t to what it gives for t + 1, without its divisions."""
     middle, fast, slow_step, middle_step, fast_step, _ = path
+    row, q1, q2 = spot
     end2 = (q2 + 1 == fast).to(tl.int32)
     end1 = ((q1 + end2) == middle).to(tl.int32)
     row = row + fast_step + end2 * (middle_step - fast * fast_step) + end1 * (slow_step - middle * middle_step)
@@ -85,9 +86,10 @@ def next_place(path, row, q1, q2):
 
 
 @kernel
-def previous_place(path, row, q1, q2):
+def previous_place(path, spot):
     """Undo `next_place`."""
     middle, fast, slow_step, middle_step, fast_step, _ = path
+    row, q1, q2 = spot
     start2 = (q2 == 0).to(tl.int32)
     start1 = ((q1 - start2) < 0).to(tl.int32)
     row = row - fast_step - start2 * (middle_step - fast * fast_step) - start1 * (slow_step - middle * middle_step)
