@@ -56,8 +56,10 @@ def measure_engines(threads: int) -> dict[Engine, float]:
     from MambaSegLib.cpu.unet import FusedBlock, Run
     from MambaSegLib.networks.unet import ResidualBlock
 
-    block = ResidualBlock(32, 32, (3, 3, 3)).eval().requires_grad_(False)
-    image = torch.randn((1, 32, 8, 64, 64), generator=torch.Generator().manual_seed(0))
+    # Whatever PyTorch makes tensors of by default, networks are float32 on a CPU.
+    block = ResidualBlock(32, 32, (3, 3, 3)).to("cpu", torch.float32).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((1, 32, 8, 64, 64), generator=generator, dtype=torch.float32, device="cpu")
     voxels = FeatureMap(np.ascontiguousarray(image[0].permute(1, 2, 3, 0).numpy()), 32)
     run, twin = Run(Workspace(), threads), FusedBlock(block, (32,))
     with torch.inference_mode():

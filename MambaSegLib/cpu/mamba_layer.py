@@ -159,8 +159,9 @@ def packed_weights(layer: MambaLayer, outer: nn.Module) -> LayerWeights:
     dt, b, c = np.split(_matrix_of(block.x_proj), [rank, rank + states])
     for start, part in ((0, dt), (rank, b), (rank + width, c)):
         projection[start : start + len(part), :inner] = part
-    rates = np.zeros((wide, width), np.float32)
-    rates[:inner, :states] = (-torch.exp(block.A_log)).detach().numpy()
+    rates = (-torch.exp(block.A_log)).detach().numpy()
+    # Nothing enters the additional states; with a rate like the others', they are forgotten with the others.
+    rates = np.pad(rates, ((0, wide - inner), (0, width - states)), "edge")
     conv = np.zeros((wide, taps), np.float32)
     conv[:inner] = block.conv1d.weight.detach().numpy()[:, 0]
     conv_bias = np.zeros(inner) if block.conv1d.bias is None else block.conv1d.bias.detach().numpy()

@@ -48,7 +48,7 @@ class LayerWeights(NamedTuple):
         x_proj: D to (time step, B, C), each rounded up; see `rank` and `states`.
         dt_proj: Time step to D.
         dt_bias: (blocks, 16).
-        rates: A, (blocks, N rounded up, 16).
+        rates: A, (blocks, N rounded up, 16); where there is no state or channel, that of a neighbor.
         skip: D's skip connection, (blocks, 16).
         out_proj: D to channels.
         head1: Channels to channels.
@@ -163,9 +163,8 @@ def _all_forgotten(weights: LayerWeights, delta_sums: Array) -> bool:
     for block in range(blocks):
         for n in range(width):
             for lane in range(LANES):
-                # A rate of 0 is no state. Written so that a NaN counts as remembered.
-                rate = weights.rates[block, n, lane]
-                if rate != 0.0 and not rate * delta_sums[block, lane] < FORGOTTEN:
+                # Written so that a NaN counts as remembered.
+                if not weights.rates[block, n, lane] * delta_sums[block, lane] < FORGOTTEN:
                     return False
     return True
 
@@ -209,6 +208,8 @@ def run_stretch(
     first = start - warm
     for position in range(first, stop, STEPS):
         warming = position < start
+        if position == first + STEPS and warm > 0:
+            delta_sums[:] = 0.0  # what the first tile did with wrong inputs must be forgotten, too
         if position == start and 0 < warm < start and not _all_forgotten(weights, delta_sums):
             return False
         steps = min(STEPS, (start if warming else stop) - position)
@@ -233,8 +234,6 @@ def run_stretch(
         _matrix(weights.x_proj, u, projected, inner)
         _matrix(weights.dt_proj, projected, delta, projected.shape[1])
         z = address_of(xz[before:]) + 4 * inner
-        if position == first + STEPS and warm > 0:
-            delta_sums[:] = 0.0  # what the first tile did with wrong inputs must be forgotten, too
         _scan(weights, steps, u, delta, projected, z, xz.shape[1], y, states, delta_sums, tiles, counting, warming)
         xz[:before] = xz[steps : steps + before].copy()
         if warming:

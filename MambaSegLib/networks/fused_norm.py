@@ -124,6 +124,8 @@ def _probe_failure(device: str) -> str | None:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
             found, wanted = _probe(device, fused=True), _probe(device, fused=False)
         difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+    except torch.OutOfMemoryError:  # says nothing about the kernels: the answer would be kept when memory is free again
+        raise
     except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
         return f"a tiny map failed on {device} ({type(error).__name__}: {error})"
     return None if difference < PROBE_TOLERANCE else f"a tiny map on {device} is off by {difference:.2g}"
@@ -132,8 +134,10 @@ def _probe_failure(device: str) -> str | None:
 def _probe(device: str, fused: bool) -> list[Tensor]:
     """A tiny map's result and gradients."""
     generator = torch.Generator().manual_seed(0)
-    x, residual, outer = (torch.randn((1, 3, 2, 3, 5), generator=generator).to(device) for _ in range(3))
-    norm = nn.InstanceNorm3d(3, affine=True, device=device)
+    # Whatever PyTorch makes tensors of by default, these are float32.
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    x, residual, outer = (torch.randn((1, 3, 2, 3, 5), generator=generator, **kind).to(device) for _ in range(3))
+    norm = nn.InstanceNorm3d(3, affine=True, dtype=torch.float32, device=device)
     leaves = [x.requires_grad_(), residual.requires_grad_(), norm.weight, norm.bias]
     y = norm_activation(x, norm, residual, 0.1) if fused else functional.leaky_relu(norm(x) + residual, 0.1)
     return [y.detach(), *torch.autograd.grad(y, leaves, outer)]

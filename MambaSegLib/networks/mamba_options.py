@@ -34,9 +34,6 @@ class MambaOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        if not self.scan_orders or len(set(self.scan_orders)) != len(self.scan_orders):
-            msg = f"scan_orders must name at least one path, none twice; got {self.scan_orders}"
-            raise InputError(msg)
         if self.d_state_max < 1:
             msg = f"d_state_max must be at least 1, got {self.d_state_max}"
             raise InputError(msg)
@@ -44,9 +41,12 @@ class MambaOptions:
             msg = f"head must be one of {', '.join(get_args(HeadKind))}, got {self.head!r}"
             raise InputError(msg)
         try:
-            self.paths()
+            paths = self.paths()
         except ValueError as error:
             raise InputError(str(error)) from error
+        if not paths or len(set(paths)) != len(paths):
+            msg = f"scan_orders must name at least one path, none twice; got {self.scan_orders}"
+            raise InputError(msg)
 
     def paths(self) -> tuple[ScanPath, ...]:
         """Read `scan_orders`."""

@@ -78,12 +78,13 @@ class _Scan(torch.autograd.Function):
         from MambaSegLib.scan import numba_tasks
 
         operands, problem = _described(tensors, settings)
-        out = torch.empty(operands.u.shape)
+        out = numba_tasks.room_like(operands.u)
         every = numba_tasks.checkpoint_distance(out, problem.states) if settings.keeps else 0
         states, checkpoints = numba_tasks.run_forward(problem, out, every, settings.threads)
         if settings.keeps:
-            ctx.settings, ctx.every, ctx.checkpoints = settings, every, checkpoints
-            ctx.save_for_backward(*tensors)
+            ctx.settings, ctx.every = settings, every
+            # Saved as a tensor, so that a layer which is computed again in the backward pass does not keep them.
+            ctx.save_for_backward(*tensors, torch.from_numpy(checkpoints))
         last_state = numba_tasks.unblocked(states, problem)
         ctx.mark_non_differentiable(last_state)
         return out, last_state
@@ -93,10 +94,10 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         from MambaSegLib.scan import numba_tasks
 
-        tensors = ctx.saved_tensors
+        *tensors, checkpoints = ctx.saved_tensors  # once: a checkpoint refuses to hand them out twice
         operands, problem = _described(tensors, ctx.settings)
         found = numba_tasks.run_backward(
-            problem, operands, numba_tasks.by_rows(dout), ctx.checkpoints, ctx.every, ctx.settings.threads
+            problem, operands, numba_tasks.by_rows(dout), checkpoints.numpy(), ctx.every, ctx.settings.threads
         )
         dA = numba_tasks.unblocked(found.rates, problem)
         return None, *found.operands, dA, _vector(found.skip, tensors[6]), _vector(found.bias, tensors[7])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.scan.numba_conv import Taps, conv_backward, conv_forward
-from MambaSegLib.scan.numba_tasks import rows_of
+from MambaSegLib.scan.numba_tasks import room_like, rows_of
 from MambaSegLib.scan.numba_tiles import Part
 from MambaSegLib.scan.parallel import Task, run_tasks
 from MambaSegLib.scan.paths import Array
@@ -32,7 +32,7 @@ def make_taps(weight: Tensor, bias: Tensor | None, silu: bool, path: Array) -> T
 
 def run_forward(taps: Taps, x: Tensor, threads: int, out: Tensor | None = None) -> Tensor:
     """Convolve rows (B, L, D), into `out` if given."""
-    out = torch.empty(x.shape) if out is None else out
+    out = room_like(x) if out is None else out
     source, target = rows_of(x), rows_of(out)
     tasks: list[Task] = [partial(conv_forward, taps, source, target, part) for part in _parts(taps, x.shape, threads)]
     run_tasks(tasks, threads)
@@ -41,7 +41,7 @@ def run_forward(taps: Taps, x: Tensor, threads: int, out: Tensor | None = None) 
 
 def run_backward(taps: Taps, x: Tensor, dout: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x as rows, of the weights (D, K) and of the bias (D,)."""
-    dx = torch.empty(x.shape)
+    dx = room_like(x)
     parts = _parts(taps, x.shape, threads)
     weight_sums, bias_sums = (np.zeros((len(parts), *array.shape)) for array in (taps.weights, taps.bias))
     tasks: list[Task] = [

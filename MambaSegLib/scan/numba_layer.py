@@ -55,7 +55,7 @@ def stream_block(tokens: Tensor, weights: BlockWeights, grid: Grid, order: ScanO
     room = stretch + taps - 1
     projected = weights.x_proj.shape[0]
     sizes = ((room, 2 * channels), (room, channels), (stretch, projected), (stretch, channels), (stretch, channels))
-    buffers = _Buffers(*(torch.empty(size) for size in sizes))
+    buffers = _Buffers(*(tokens.new_empty(size) for size in sizes))
     problem = _problem(weights, buffers, taps - 1)
     convolution = numba_conv_tasks.make_taps(weights.conv, weights.conv_bias, True, _straight(room))
     path = path_numbers(grid, order)

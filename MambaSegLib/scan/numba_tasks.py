@@ -23,6 +23,8 @@ row shares its memory pages with others, which costs twice the time on long sequ
 LONG_SEQUENCE = 16384
 """Tokens from which on the backward pass divides the sequence, not the channels: then no task needs a B and C gradient of
 its own over the whole sequence."""
+SHARED_GRADIENT_BYTES = 256 << 20
+"""What the gradients of B and C, one per task, may take on a shorter one, however many threads there are."""
 SHORTEST_CHUNK = 4096
 """Tokens of a chunk below which what crosses between chunks costs more than another thread brings."""
 FREE_CHECKPOINT_BYTES = 32 << 20
@@ -52,6 +54,11 @@ def by_rows(tensor: Tensor) -> Tensor:
     """The tensor itself if the values of a token are neighbors, else a copy in which they are."""
     tensor = tensor.detach()
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def room_like(rows: Tensor) -> Tensor:
+    """Room for rows of the same shape, contiguous, whatever type and device PyTorch makes tensors of by default."""
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
 def make_problem(
@@ -94,9 +101,13 @@ def forward_parts(batch: int, blocks: int, length: int, threads: int) -> list[li
     return _divide(batch, blocks, size, length, threads, TILE)
 
 
-def backward_parts(batch: int, blocks: int, length: int, threads: int, every: int) -> list[list[Part]]:
-    """As `forward_parts`; chunks start at checkpoints, and a long sequence's task owns all channels."""
-    size = blocks if length >= LONG_SEQUENCE else -(-blocks // -(-threads // batch))
+def backward_parts(batch: int, blocks: int, length: int, threads: int, every: int, most_runs: int) -> list[list[Part]]:
+    """As `forward_parts`; chunks start at checkpoints, and a long sequence's task owns all channels.
+
+    Channels are divided into at most `most_runs` runs of blocks.
+    """
+    runs = 1 if length >= LONG_SEQUENCE else min(most_runs, -(-threads // batch))
+    size = -(-blocks // runs)
     return _divide(batch, blocks, size, length, threads, every)
 
 
@@ -156,14 +167,15 @@ def run_backward(
     """All gradients of a scan, from its output's and the checkpoints that `run_forward` made."""
     batch, length, _ = dout.shape
     blocks = problem.rates.shape[0]
-    runs = backward_parts(batch, blocks, length, threads, every)
+    most_runs = max(1, SHARED_GRADIENT_BYTES // (2 * 4 * operands.b.numel()))
+    runs = backward_parts(batch, blocks, length, threads, every, most_runs)
     source = rows_of(dout)
     carries = _entering(problem, runs, threads, source)
-    du, ddelta = torch.empty(operands.u.shape), torch.empty(operands.u.shape)
-    dz = None if operands.z is None else torch.empty(operands.u.shape)
+    du, ddelta = room_like(operands.u), room_like(operands.u)
+    dz = None if operands.z is None else room_like(operands.u)
     # Runs of blocks that share B and C write one gradient each; their sum does not depend on which thread was faster.
     shared = len(runs) // batch
-    db, dc = (torch.empty(shared, *operands.b.shape) for _ in range(2))
+    db, dc = (operands.b.new_empty(shared, *operands.b.shape) for _ in range(2))
     tasks: list[Task] = []
     sums = []
     for number, run in enumerate(runs):

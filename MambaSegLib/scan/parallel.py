@@ -14,7 +14,10 @@ Task = Callable[[], None]
 
 
 def run_tasks(tasks: Sequence[Task], threads: int) -> None:
-    """Run every task once, on this thread and up to `threads` - 1 more; an error of any task is raised here."""
+    """Run every task once, on this thread and up to `threads` - 1 more.
+
+    An error of any task is raised here, as is Ctrl-C; then no further task is begun.
+    """
     if threads <= 1 or len(tasks) <= 1:
         for task in tasks:
             task()
@@ -27,7 +30,11 @@ def run_tasks(tasks: Sequence[Task], threads: int) -> None:
                 task = waiting.popleft()
             except IndexError:
                 return
-            task()
+            try:
+                task()
+            except BaseException:
+                waiting.clear()
+                raise
 
     helpers = min(threads, len(tasks)) - 1
     with ThreadPoolExecutor(helpers) as pool:

@@ -3,8 +3,7 @@
 LLVM turns `<16 x float>` into one AVX-512, two AVX or four SSE/NEON registers, so one source serves every processor.
 Numba's own loop vectorizer reaches between a sixth and a half of this speed on the scan: it keeps the states in memory.
 
-numba's disk cache watches the file of the function called from Python only. Whoever edits this file or `numba_tiles.py`
-while developing deletes the `*.nbi` files in `__pycache__`, or the old instructions keep running.
+numba's disk cache watches the file of the function called from Python only; `compiled` makes it watch all files with kernels.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -51,8 +53,36 @@ def compiled(function: Function) -> Function:
     try:
         result: Function = compile_(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile at every start
-        result = compile_(function, nogil=True, error_model="numpy")
+        uncached: Function = compile_(function, nogil=True, error_model="numpy")
+        return uncached
+    _watch_kernel_sources(result)
     return result
+
+
+def _watch_kernel_sources(function: Any) -> None:
+    """Keep code on disk apart by what `kernel_sources` says, not by the date of the function's own file alone.
+
+    numba has no public way to ask for it; a version of numba that keeps these names elsewhere goes by the date. The name of
+    the data differs, too: numba writes its index first, and who is killed before the data is written must not leave an index
+    of today with the code of yesterday.
+    """
+    file: Any = getattr(getattr(function, "_cache", None), "_cache_file", None)
+    pattern = getattr(file, "_data_name_pattern", None)
+    if isinstance(pattern, str) and hasattr(file, "_source_stamp"):
+        sources = kernel_sources()
+        file._source_stamp = sources
+        file._data_name_pattern = pattern.replace("{number", sources[:12] + ".{number")
+
+
+@lru_cache(maxsize=1)
+def kernel_sources() -> str:
+    """Digest of every file whose code may end up in a kernel: after an update of any, all are compiled anew."""
+    digest = sha256()
+    for file in sorted(Path(__file__).resolve().parents[1].glob("*/*.py")):
+        text = file.read_bytes()
+        if b"@compiled" in text or b"@vector_kernel" in text:
+            digest.update(text)
+    return digest.hexdigest()
 
 
 @compiled
@@ -91,8 +121,8 @@ def vector_kernel(build: Callable[..., None]) -> Any:
 def has_avx512() -> bool:
     """Whether numba compiles for AVX-512; its cache on disk keeps the code of different processors apart."""
     config: Any = numba.config
-    if config.CPU_NAME or config.CPU_FEATURES:  # somebody chose another target: what every one has will do
-        return False
+    if config.CPU_NAME or config.CPU_FEATURES or not config.ENABLE_AVX:
+        return False  # somebody, or numba for a virtual machine, chose another target: what every one has will do
     return bool(llvm.get_host_cpu_features().get("avx512f", False))
 
 
@@ -266,9 +296,9 @@ class Vectors:
         if has_avx512():
             return self._exp2_avx512(x)
         builder = self.builder
-        x = self.maximum(x, self.constant(-126.0))
+        x = self.maximum(self.constant(-126.0), x)  # in this order, a NaN stays one
         if not below_128:
-            x = self.minimum(x, self.constant(128.0))
+            x = self.minimum(self.constant(128.0), x)
         # Adding 1.5 * 2**23 rounds to an integer and leaves that integer in the low bits of the sum.
         magic = self.constant(12582912.0)
         shifted = builder.fadd(x, magic)
@@ -302,7 +332,7 @@ class Vectors:
         scaled = self.mul(x, self.constant(LOG2E))
         magnitude = self.maximum(scaled, self.negative(scaled))
         small = self.log2_1p(self.exp2(self.negative(magnitude), below_128=True))
-        return self.add(self.maximum(scaled, self.constant(0.0)), small)
+        return self.add(self.maximum(self.constant(0.0), scaled), small)
 
     def sigmoid(self, x: Value) -> Value:
         """1 / (1 + exp(-x))."""

@@ -10,10 +10,11 @@ pytest.importorskip("numba")
 
 from MambaSegLib.cpu import mamba_layer
 from MambaSegLib.cpu.layers import FeatureMap, Workspace, padded
-from MambaSegLib.cpu.mamba_layer import FusedMambaLayer
-from MambaSegLib.cpu.mamba_strip import STEPS
+from MambaSegLib.cpu.mamba_layer import FusedMambaLayer, packed_weights
+from MambaSegLib.cpu.mamba_strip import STEPS, run_stretch
 from MambaSegLib.networks.mamba import MambaBlock, MambaLayer3d
-from MambaSegLib.scan.order import ScanPath
+from MambaSegLib.scan.order import NATURAL_ORDER, ScanPath
+from MambaSegLib.scan.paths import path_numbers
 
 LETTERS = ["".join(letters) for letters in permutations("HWD")]
 # Sums of some dozen float32 products and a scan, one after another; a wrong token, order or channel is off by 0.1 and more.
@@ -99,6 +100,33 @@ def test_a_scan_divided_among_threads_carries_its_states_across(paths, threads, 
     assert_same(fused(layer, features, threads), specified(layer, features))
 
 
+@pytest.mark.parametrize("log_rate", [-200.0, -12.0])
+def test_states_that_never_fade_are_carried_from_chunk_to_chunk(log_rate, monkeypatch):
+    """A = -exp(A_log) may round to 0, which remembers everything."""
+    monkeypatch.setattr(mamba_layer, "SHORTEST_CHUNK", 2 * STEPS)
+    monkeypatch.setattr(mamba_layer, "WARM_UP", 2 * STEPS)
+    layer, features = make_layer(20, 5, ["HWD:forward"]), torch.randn(1, 20, 10, 9, 11)
+    for module in layer.modules():
+        if isinstance(module, MambaBlock):
+            module.A_log.fill_(log_rate)
+    assert_same(fused(layer, features, 4), specified(layer, features))
+
+
+def test_a_warm_up_that_begins_with_wrong_inputs_must_be_longer_than_those():
+    """The convolution looks back before the first tile, which is zero there: that tile alone is never enough."""
+    layer, tokens = make_layer(16, 4, ["HWD:forward"]), np.ones((5 * STEPS, 16), np.float32)
+    layer.paths[0].layers[0].mamba.dt_proj.bias.fill_(50.0)  # a single token makes all before it forgotten
+    weights = packed_weights(layer.paths[0].layers[0], layer.norm)
+    enough = [
+        run_stretch(
+            weights, path_numbers((1, 1, 5 * STEPS), NATURAL_ORDER), tokens, np.zeros_like(tokens), False,
+            4 * STEPS, 5 * STEPS, warm, np.zeros(weights.rates.shape, np.float32), np.zeros((2, 16), np.float32),
+        )
+        for warm in (STEPS, 2 * STEPS)
+    ]  # fmt: skip
+    assert enough == [False, True]
+
+
 def test_chunks_begin_with_states_from_before_them(monkeypatch):
     """Without warm-up, the test above would pass if states did not matter; here they are seen to."""
     monkeypatch.setattr(mamba_layer, "SHORTEST_CHUNK", 2 * STEPS)
@@ -112,7 +140,6 @@ def test_chunks_begin_with_states_from_before_them(monkeypatch):
 
 def run_without_states():
     """A chunk that takes no positions before it into account."""
-    from MambaSegLib.cpu.mamba_strip import run_stretch
 
     def run(weights, path, x, out, accumulate, start, stop, warm):
         states, sums = np.zeros(weights.rates.shape, np.float32), np.zeros(weights.dt_bias.shape, np.float32)

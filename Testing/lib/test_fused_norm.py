@@ -212,6 +212,24 @@ def test_it_says_why_it_cannot_run_here_and_its_probe_agrees_with_pytorch(monkey
     assert "is off by" in fused_norm._probe_failure("cpu")
 
 
+def test_its_probe_is_in_float32_whatever_the_program_around_set_and_needs_memory(monkeypatch):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert fused_norm._probe_failure("cpu") is None
+            assert {t.dtype for t in fused_norm._probe("cpu", fused=True)} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    def without_memory(device: str, fused: bool) -> None:
+        raise torch.OutOfMemoryError
+
+    # Not an answer: it would be kept when memory is free again.
+    monkeypatch.setattr(fused_norm, "_probe", without_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused_norm._probe_failure("cpu")
+
+
 def blocks_to_compare() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     return {

@@ -203,6 +203,7 @@ def test_mamba_layers_can_be_placed_at_chosen_stages_only(small_plan):
         ({"scan_orders": ("HWD:sideways",)}, "sideways"),
         ({"scan_orders": ()}, "at least one"),
         ({"scan_orders": ("HWD:both", "HWD:both")}, "none twice"),
+        ({"scan_orders": ("HWD", "HWD:forward")}, "none twice"),
         ({"d_state_max": 0}, "at least 1"),
         ({"d_state_max": "many"}, "int"),
         ({"head": "conv"}, "linear, mlp"),

@@ -188,6 +188,38 @@ def test_half_types_come_back_as_they_went_in_and_are_scanned_in_float32(backend
 
 
 @backends
+@pytest.mark.parametrize("default", ["float64", "meta"])
+def test_what_pytorch_makes_tensors_of_by_default_changes_nothing(backend, default):
+    """Type and device by default are the whole process's, which may be another program's."""
+    made, x, taps = tensors_of(Case(channels=20)), torch.randn(2, 20, 60), torch.randn(20, 4)
+
+    def everything() -> list[Tensor]:
+        leaves = {name: t.detach().requires_grad_() for name, t in made.items()}
+        rows, weight = x.detach().requires_grad_(), taps.detach().requires_grad_()
+        scanned = selective_scan(**leaves, delta_softplus=True, backend=backend)
+        convolved = causal_conv1d(rows, weight, None, "silu", backend=backend)
+        torch.autograd.backward([scanned, convolved], [torch.ones_like(scanned), torch.ones_like(convolved)])
+        return [scanned, convolved, *(t.grad for t in (*leaves.values(), rows, weight))]
+
+    wanted = everything()
+    try:
+        torch.set_default_dtype(torch.float64 if default == "float64" else torch.float32)
+        with torch.device("meta" if default == "meta" else "cpu"):
+            found = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_convolved_in_float32(backend, dtype):
+    x, weight = torch.randn(2, 20, 60).to(dtype), torch.randn(20, 4)
+    output = causal_conv1d(x, weight, None, "silu", backend=backend)
+    assert torch.equal(output, causal_conv1d(x.float(), weight, None, "silu", backend=backend).to(dtype))
+
+
+@backends
 def test_nothing_is_read_from_memory_that_was_not_written(backend, poisoned_memory):
     for case in (Case(channels=20, states=6), Case(channels=20, states=6, grid=GRID, order=ORDERS[5])):
         found = results(case, backend, tensors_of(case))
@@ -275,6 +307,16 @@ def test_auto_scans_float64_in_float64():
     made = {name: t.double() for name, t in tensors_of(Case(length=9)).items()}
     reference, _ = selective_scan_sequential(Scan(*made.values(), True, (1, 1, 9), NATURAL_ORDER))
     torch.testing.assert_close(selective_scan(**made, delta_softplus=True), reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_scans_in_float64_if_any_tensor_is(name):
+    made = tensors_of(Case(length=9))
+    made[name] = made[name].double()
+    exact = Scan(*(t.double() for t in made.values()), True, (1, 1, 9), NATURAL_ORDER)
+    found = selective_scan(**made, delta_softplus=True)
+    assert found.dtype == made["u"].dtype
+    torch.testing.assert_close(found, selective_scan_sequential(exact)[0].to(found.dtype), rtol=2e-7, atol=1e-12)
 
 
 def test_gradients_are_those_of_finite_differences():

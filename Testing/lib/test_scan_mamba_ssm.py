@@ -207,3 +207,26 @@ def test_a_probe_tells_wrong_numbers_and_wrong_gradients_from_right_ones():
     assert probe.probe_failure(without_gradient, convolution, "cpu") is None
     assert "off by" in probe.probe_failure(without_gradient, convolution, "cpu", with_gradient=True)
     assert "failed on nowhere" in probe.probe_failure(scan, convolution, "nowhere")
+
+
+@pytest.mark.usefixtures("official_packages")
+def test_a_probe_does_not_depend_on_what_the_program_around_it_set():
+    scan, convolution = mamba_ssm_backend.selective_scan, mamba_ssm_backend.causal_conv1d
+    with torch.inference_mode():
+        assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_probe_says_nothing_about_a_backend_while_memory_is_short():
+    """Its answer is kept; a slower backend would be taken for good because another program held the GPU for a moment."""
+
+    def without_memory(scan: Scan) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.probe_failure(without_memory, pytorch_backend.causal_conv1d, "cpu")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("numba")
+numba = pytest.importorskip("numba")
 
 import numpy as np
+from torch.utils.checkpoint import checkpoint
 
-from MambaSegLib.scan import numba_tasks, pytorch_backend, selective_scan
+from MambaSegLib.scan import numba_tasks, pytorch_backend, selective_scan, vector_ir
 from MambaSegLib.scan.arguments import Scan
 from MambaSegLib.scan.numba_tiles import TILE, fill_rows
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
@@ -76,7 +81,7 @@ def four_threads(monkeypatch: pytest.MonkeyPatch):
 def test_a_sequence_in_chunks_gives_the_same_whether_states_fade_within_a_chunk_or_never(four_threads, decay, batch):
     tensors = make(11 * TILE + 17, decay, batch=batch)
     assert len(numba_tasks.forward_parts(batch, 2, tensors[0].shape[2], 4)[0]) > 1
-    assert len(numba_tasks.backward_parts(batch, 2, tensors[0].shape[2], 4, TILE)[0]) > 1
+    assert len(numba_tasks.backward_parts(batch, 2, tensors[0].shape[2], 4, TILE, 9)[0]) > 1
     assert_close(everything(tensors), reference(tensors))
 
 
@@ -113,7 +118,7 @@ def test_checkpoints_of_a_large_volume_take_at_most_their_share_of_u(states):
 def test_parts_cover_every_position_of_every_block_once(threads, length, blocks):
     for runs in (
         numba_tasks.forward_parts(2, blocks, length, threads),
-        numba_tasks.backward_parts(2, blocks, length, threads, 3 * TILE),
+        numba_tasks.backward_parts(2, blocks, length, threads, 3 * TILE, most_runs=3),
     ):
         seen = np.zeros((2, blocks, length), int)
         for part in (part for run in runs for part in run):
@@ -179,6 +184,64 @@ def test_an_error_in_a_task_reaches_the_caller():
             run_tasks([lambda: None, lambda: None, fail], threads)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_after_an_error_no_further_task_is_begun(threads):
+    failed, begun = threading.Event(), []
+
+    def fail() -> None:
+        failed.set()
+        raise KeyboardInterrupt
+
+    def wait(number: int) -> None:
+        begun.append(number)
+        failed.wait()
+        time.sleep(0.05)  # long enough for the error to be seen
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks([fail, *(partial(wait, number) for number in range(50))], threads)
+    assert len(begun) < threads
+
+
+def test_a_scan_that_is_computed_again_keeps_no_states_until_then():
+    tensors = [t.requires_grad_() for t in make(20 * TILE, 0.1, channels=32, states=16)]
+    checkpoint_bytes = 20 * 32 * 16 * 4
+
+    def held(scan) -> int:
+        tracemalloc.start()
+        try:
+            output = scan(*tensors)
+            size, _ = tracemalloc.get_traced_memory()
+            output.sum().backward()
+        finally:
+            tracemalloc.stop()
+        return size
+
+    def scan(*tensors: Tensor) -> Tensor:
+        return selective_scan(*tensors, None, True, backend="numba")
+
+    again = partial(checkpoint, scan, use_reentrant=False)
+    for first in (scan, again):
+        held(first)  # imports and compiles
+    assert held(scan) > checkpoint_bytes
+    assert held(again) < checkpoint_bytes / 2
+
+
+@pytest.mark.parametrize("threads", [1, 8, 128])
+def test_many_threads_share_a_bounded_room_for_gradients(threads, monkeypatch):
+    tensors = make(300, 0.5, channels=100, states=8)
+    wanted = everything(tensors)
+    made, real = [], numba_tasks.backward_parts
+    monkeypatch.setattr(numba_tasks, "backward_parts", lambda *a: made.append(real(*a)) or made[-1])
+    monkeypatch.setattr(numba_tasks, "SHARED_GRADIENT_BYTES", 3 * 2 * 4 * 300 * 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_close(everything(tensors), [t.double() for t in wanted])
+    finally:
+        torch.set_num_threads(before)
+    assert len(made[0]) == min(threads, 3)
+
+
 SECOND_START = """
 import time, torch
 from MambaSegLib.scan import selective_scan, causal_conv1d
@@ -194,8 +257,45 @@ print(time.perf_counter() - start)
 
 def run_with_cache(folder: Path, code: str, settings: dict[str, str] | None = None) -> float:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)} | (settings or {})
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]  # which imports from where it is started, before PYTHONPATH
+    result = subprocess.run(command, env=environment, cwd=folder.parent, capture_output=True, text=True, check=True)
     return float(result.stdout)
+
+
+FILL_ROWS = """
+import numpy as np
+from MambaSegLib.scan.numba_tiles import fill_rows
+fill_rows(np.array([1, 1, 4, 4, 4, 1, 0]), 0, 4, np.zeros(4, np.int64))
+print(sum(fill_rows.stats.cache_hits.values()))
+"""
+
+
+def test_kernels_are_compiled_again_after_a_change_of_any_file_they_are_made_of(tmp_path):
+    """An update may bring a new `vector_ir.py` and leave the file of the function that is called as it was."""
+    library, cache = tmp_path / "MambaSegLib", tmp_path / "cache"
+    shutil.copytree(
+        ROOT / "MambaSegLib", library, ignore=lambda folder, names: {n for n in names if n in ("__pycache__", "models")}
+    )
+    settings = {"PYTHONPATH": str(tmp_path)}
+    assert [run_with_cache(cache, FILL_ROWS, settings) for _ in range(2)] == [0, 1]
+    before = {path: path.read_bytes() for path in cache.rglob("*.nbc")}
+    with (library / "scan" / "vector_ir.py").open("a") as file:
+        file.write("# changed\n")
+    assert [run_with_cache(cache, FILL_ROWS, settings) for _ in range(2)] == [0, 1]
+    # Whoever is killed between writing the index and the code must not leave one that names the old code.
+    assert len(list(cache.rglob("*.nbc"))) == 2 * len(before)
+    (library / "scan" / "paths.py").touch()
+    assert run_with_cache(cache, FILL_ROWS, settings) == 1
+
+
+def test_avx512_is_left_alone_where_numba_does_not_compile_for_it(monkeypatch):
+    """numba switches AVX off on request and for virtual machines that name no processor; LLVM then ends the process."""
+    monkeypatch.setattr(vector_ir.llvm, "get_host_cpu_features", lambda: {"avx512f": True})
+    assert vector_ir.has_avx512()
+    for setting, value in (("ENABLE_AVX", 0), ("CPU_NAME", "generic"), ("CPU_FEATURES", "+avx2")):
+        with monkeypatch.context() as patched:
+            patched.setattr(numba.config, setting, value)
+            assert not vector_ir.has_avx512()
 
 
 @pytest.mark.slow
@@ -224,9 +324,8 @@ print(worst)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processor", ["", "generic"])
-def test_the_exponential_is_accurate_on_processors_with_and_without_avx512(tmp_path, processor):
-    environment = {"NUMBA_CPU_NAME": processor} if processor else {}
+@pytest.mark.parametrize("environment", [{}, {"NUMBA_CPU_NAME": "generic"}, {"NUMBA_ENABLE_AVX": "0"}], ids=str)
+def test_the_exponential_is_accurate_on_processors_with_and_without_avx512(tmp_path, environment):
     # Rounding the exponent itself costs 6e-8 per unit of its size.
     assert run_with_cache(tmp_path, ACCURACY, environment) < 3e-7
 
@@ -258,6 +357,21 @@ def test_a_streamed_block_equals_the_single_steps(order, stretch):
     with torch.no_grad():
         streamed = stream_block(tokens, weights, (3, 4, 5), order, stretch)
     assert float((streamed - single).norm() / single.norm()) <= 1e-6  # the same sums, cut at other places
+
+
+def test_a_streamed_block_computes_in_float32_whatever_pytorch_does_by_default():
+    from MambaSegLib.networks.mamba import MambaBlock
+
+    torch.manual_seed(0)
+    block, tokens = MambaBlock(12, 5), torch.randn(1, 60, 12)
+    with torch.no_grad():
+        wanted = block(tokens, (3, 4, 5), NATURAL_ORDER)
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = block(tokens, (3, 4, 5), NATURAL_ORDER)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)
 
 
 def test_a_streamed_block_on_several_threads_equals_the_single_steps(four_threads):
