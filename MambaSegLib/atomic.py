@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,16 +43,13 @@ def new_file(target: Path) -> Iterator[Path]:
     """Write a file under another name beside it and give it its own at the end; on any error nothing is left.
 
     Yields:
-        The path to write, with the suffixes of `target`.
+        The path to write, with the last two suffixes of `target`.
     """
-    suffix = "".join(target.suffixes)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=suffix, dir=target.parent)
-    os.close(handle)
-    work = Path(name)
+    work = target.parent / f".tmp-{secrets.token_hex(4)}{''.join(target.suffixes[-2:])}"
+    work.touch(exist_ok=False)  # not mkstemp, whose files only their owner can read
     try:
         yield work
         _flush(work)
-        work.chmod(0o666 & ~_umask())  # mkstemp makes files only their owner can read
         work.replace(target)
     finally:
         work.unlink(missing_ok=True)
@@ -71,9 +69,3 @@ def _swap(content: Path, target: Path, aside: Path) -> None:
 def _flush(file: Path) -> None:
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -57,7 +57,7 @@ class Placement:
 def first_placement(device: torch.device, tile_batch: int, accumulator_bytes: int) -> Placement:
     """Where to start: sums on the device if they take less than half of its free memory, else in main memory.
 
-    On Apple's GPU always in main memory, which it shares: running out there is no `torch.OutOfMemoryError`.
+    On Apple's GPU always in main memory, which it shares.
     """
     on_device = device.type == "cpu"
     if device.type == "cuda":
@@ -75,28 +75,37 @@ def tiles_at_a_time(device: torch.device, patch_voxels: int) -> int:
     return max(1, min(MOST_TILES, FULL_GPU_VOXELS // patch_voxels))
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether PyTorch says that a device's memory ran out: Apple's GPU, cuBLAS and cuDNN do so in an error of any kind."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    told = isinstance(error, RuntimeError) and not isinstance(error, MambaSegError)
+    return told and any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED"))
+
+
 @contextmanager
 def explain_lack_of_memory() -> Iterator[None]:
     """Turn what NumPy and PyTorch raise without memory into an error a person can act on.
 
     Raises:
-        EnvironmentProblemError: Instead of `MemoryError`, `torch.OutOfMemoryError`, and the `RuntimeError` that stands
-            for it on the CPU.
+        EnvironmentProblemError: Instead of `MemoryError`, `torch.OutOfMemoryError`, and each `RuntimeError` that stands
+            for it.
     """
     try:
         yield
     except MambaSegError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except MemoryError as error:
         raise EnvironmentProblemError(_no_memory_left(error)) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        if not on_cpu and not lacks_memory(error):
             raise
         raise EnvironmentProblemError(_no_memory_left(error)) from error
 
 
 class MemoryLadder:
-    """Runs work at a placement and steps down on `torch.OutOfMemoryError`, on no other error.
+    """Runs work at a placement and steps down where it `lacks_memory`, on no other error.
 
     Attributes:
         placement: Where work runs now. It never steps up again: memory that was short once stays so.
@@ -120,7 +129,9 @@ class MemoryLadder:
         while True:
             try:
                 return work(self.placement)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
                 reason = str(error).splitlines()[0]
             # Outside the handler, which holds the failed call's tensors.
             self._step_down(reason)
@@ -129,7 +140,9 @@ class MemoryLadder:
         """Make something on the accumulator's device, or in main memory where it does not fit there."""
         try:
             return make(self.placement.accumulator)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             if self.placement.accumulator == CPU:
                 raise EnvironmentProblemError(_out_of_memory(self.placement, str(error))) from error
         self._take(replace(self.placement, accumulator=CPU), "sums are kept in main memory")
@@ -147,6 +160,8 @@ class MemoryLadder:
         self.notices.append(notice)
         if self.placement.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.placement.device.type == "mps":
+            torch.mps.empty_cache()
         self.placement = placement
 
 

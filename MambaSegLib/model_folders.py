@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 from MambaSegLib.manifest_check import is_model_name
+from MambaSegLib.remembered import home_folder
 
 BUNDLED_MODELS = Path(__file__).parent / "models"
 """Models that come with the program; never written to."""
@@ -13,7 +15,7 @@ BUNDLED_MODELS = Path(__file__).parent / "models"
 
 def default_models_folder() -> Path:
     """Folder for installed models: the place this system keeps a user's application data in."""
-    home = Path.home()
+    home = home_folder()
     if sys.platform == "win32":
         return home / "AppData" / "Local" / "MambaSegmentation" / "models"
     if sys.platform == "darwin":
@@ -22,17 +24,19 @@ def default_models_folder() -> Path:
 
 
 def find_model_folder(name: str, models_dir: Path | None = None) -> Path | None:
-    """Folder of a bundled or installed model; None if there is none of this name."""
+    """Folder of a bundled or installed model; None if there is none of this name, or none this user may read."""
     if not is_model_name(name):
         return None
     for parent in (BUNDLED_MODELS, models_dir or default_models_folder()):
-        if (parent / name / "bundle.json").is_file():
-            return parent / name
+        with contextlib.suppress(PermissionError):
+            if (parent / name / "bundle.json").is_file():
+                return parent / name
     return None
 
 
 def model_names(folder: Path) -> tuple[str, ...]:
-    """Names of the models a folder holds, sorted; () if there is no such folder."""
-    if not folder.is_dir():
+    """Names of the models a folder holds, sorted; () if there is no such folder, or it may not be read."""
+    try:
+        return tuple(sorted(entry.name for entry in folder.iterdir() if is_model_name(entry.name) and entry.is_dir()))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return ()
-    return tuple(sorted(entry.name for entry in folder.iterdir() if is_model_name(entry.name) and entry.is_dir()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 from MambaSegLib.atomic import new_file
@@ -12,9 +13,17 @@ from MambaSegLib.atomic import new_file
 _log = logging.getLogger(__name__)
 
 
+def home_folder() -> Path:
+    """The user's home; the folder of temporary files where a user has none, as a bare number in a container."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
+
+
 def cache_folder() -> Path:
     """The place this system keeps what a program can find out again."""
-    home = Path.home()
+    home = home_folder()
     if sys.platform == "win32":
         folder = home / "AppData" / "Local"
     elif sys.platform == "darwin":

@@ -66,23 +66,25 @@ def explained(error: BaseException) -> MambaSegError:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and a request to terminate end the work in order: cleaning up first, then exit code 130.
+    """Let Ctrl-C, a closed terminal and a request to terminate end the work in order: cleaning up first, then code 130.
 
-    The second signal ends the process at once, for work that does not come back.
+    The second signal ends the process at once, for work that does not come back. A signal that this process was started
+    to ignore, as `nohup` and shells do for work in the background, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # SIGBREAK: Ctrl-Break, what Windows can send to another process
+    # SIGBREAK: Ctrl-Break, what Windows can send to another process
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
+        for other in before:
             signal.signal(other, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, interrupt)
     try:
         yield

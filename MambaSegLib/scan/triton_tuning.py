@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.atomic import new_file
+from MambaSegLib.remembered import cache_folder
 
 Pass = Literal["forward", "backward"]
 
@@ -162,11 +161,7 @@ def search(
 
 def cache_file() -> Path:
     """Where measurements are kept: the user's cache folder."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "mambaseg" / "triton_scan.json"
+    return cache_folder() / "triton_scan.json"
 
 
 def remember(gpu: str, found: dict[str, ScanConfig], file: Path | None = None) -> None:

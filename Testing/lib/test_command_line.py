@@ -375,9 +375,9 @@ def test_a_reader_that_goes_away_ends_the_work_quietly(tmp_path: Path, image: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that another process can send like this")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupted_run_leaves_no_file_and_says_cancelled(
-    tmp_path: Path, model: tuple[str, ...], number: signal.Signals
+    tmp_path: Path, model: tuple[str, ...], name: str
 ) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -389,13 +389,24 @@ def test_an_interrupted_run_leaves_no_file_and_says_cancelled(
         assert process.stdout is not None
         for line in process.stdout:
             if json.loads(line).get("stage") == "Predicting":
-                process.send_signal(number)
+                process.send_signal(getattr(signal, name))
                 break
         last = process.stdout.read().splitlines()[-1]
         process.wait(timeout=120)
     assert process.returncode == 130
     assert json.loads(last) == {"event": "error", "code": 130, "kind": "CancelledError", "message": "Cancelled."}
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that is ignored like this")
+def test_a_signal_the_process_was_started_to_ignore_stays_ignored() -> None:
+    code = (
+        "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from MambaSegLib.commands.failures import interruptible\n"
+        "with interruptible(): os.kill(os.getpid(), signal.SIGINT); print('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "went on\n", done.stderr
 
 
 def test_letters_no_code_page_knows_do_not_end_the_work(tmp_path: Path, model: tuple[str, ...]) -> None:

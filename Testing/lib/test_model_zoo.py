@@ -386,3 +386,19 @@ def test_installed_models_can_be_read_by_others(archive: Path, models_dir: Path)
     install_model(archive, models_dir=models_dir)
     assert stat.S_IMODE((models_dir / NAME).stat().st_mode) & 0o055 == 0o055
     assert json.loads((models_dir / NAME / "bundle.json").read_text())["name"] == NAME
+
+
+class Unreadable(type(Path())):  # type: ignore[misc] # root may read everything, whatever the permissions
+    """A place that may not be looked at."""
+
+    def iterdir(self) -> Iterator[Path]:
+        raise PermissionError(self)
+
+    is_dir = is_file = iterdir
+
+
+def test_a_models_folder_that_may_not_be_read_hides_no_bundled_model(tmp_path: Path) -> None:
+    folder = Unreadable(tmp_path)
+    assert [model.origin for model in list_models(folder)] == ["bundled", "bundled"]
+    with pytest.raises(BundleError, match="no model"):
+        load_bundle("no.such", models_dir=folder)

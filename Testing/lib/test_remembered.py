@@ -1,10 +1,13 @@
 """What is remembered about this computer helps where it can, and harms nowhere."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from MambaSegLib.remembered import recall, remember
+from MambaSegLib.model_folders import default_models_folder
+from MambaSegLib.remembered import cache_folder, recall, remember
 
 
 def test_entries_are_added_and_replaced(tmp_path):
@@ -30,3 +33,12 @@ def test_a_place_that_cannot_be_written_or_read_is_no_error(tmp_path):
     remember(tmp_path / "file" / "speeds.json", "a", 1)
     assert recall(tmp_path / "file" / "speeds.json") == {}
     assert recall(tmp_path) == {}
+
+
+def test_a_user_without_a_home_has_a_place_for_temporary_files(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")  # noqa: EM101 (as pathlib says it)
+
+    monkeypatch.setattr(Path, "home", unknown)
+    for folder in (cache_folder(), default_models_folder()):
+        assert folder.is_relative_to(tempfile.gettempdir())

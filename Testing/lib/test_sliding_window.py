@@ -355,6 +355,26 @@ def test_out_of_memory_makes_the_tile_batch_smaller_and_changes_no_voxel():
     ]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 5.56 GB, other allocations: 1.10 GB, max allowed: 6.80 GB).",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_memory_that_runs_out_in_an_error_of_another_kind_moves_the_ladder_too(message):
+    class Other(Hungry):
+        def forward(self, image):
+            try:
+                return super().forward(image)
+            except torch.OutOfMemoryError:
+                raise RuntimeError(message) from None
+
+    ladder = cpu_ladder(2)
+    collect(Ensemble((Other(),), exclusive_classes(3), (8, 8, 8)), noise((2, 17, 17, 9)), ladder)
+    assert ladder.placement.tile_batch == 1
+
+
 def test_slices_are_sent_to_a_device_once():
     slices = _Uploaded(torch.zeros(1, 2, 3, 4))
     assert slices.on(CPU) is slices.on(CPU)

@@ -152,6 +152,21 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch, suffix
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_new_file_has_the_permissions_of_any_other_new_file(tmp_path, monkeypatch):
+    # Asking for the umask sets it for a moment, for files of other threads, too.
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+    (tmp_path / "other").touch()
+    write_volume(image(), GRID, tmp_path / "a.nrrd")
+    assert (tmp_path / "a.nrrd").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["a" * 246 + ".nrrd", "a." + "b" * 240 + ".nii.gz"])
+def test_names_as_long_as_names_may_be_are_written(tmp_path, name):
+    write_volume(image(), GRID, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
