@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from MambaSegLib.errors import EnvironmentProblemError, InputError
@@ -86,22 +87,31 @@ def place(network: nn.Module, device: torch.device) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
+_measuring = Lock()
+_found: list[bool] = []  # once per work under way, what `measured_convolutions` found before the first of them
+
+
 @contextmanager
 def measured_convolutions() -> Iterator[None]:
     """For work on maps of always the same sizes: cuDNN measures its algorithms for each convolution instead of guessing.
 
-    The setting is the whole process's, which may be another program's, so it ends with the work. Which algorithm wins, and
-    with it the rounding, may differ from run to run: where PyTorch is asked for deterministic algorithms, nothing changes.
+    The setting is the whole process's, which may be another program's, so it ends with the work, or with the last one of
+    several threads. Which algorithm wins, and with it the rounding, may differ from run to run: where PyTorch is asked for
+    deterministic algorithms, nothing changes.
     """
     import torch
 
-    before = torch.backends.cudnn.benchmark
-    deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
-    torch.backends.cudnn.benchmark = before or not deterministic
+    with _measuring:
+        _found.append(_found[0] if _found else torch.backends.cudnn.benchmark)
+        deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark or not deterministic
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        with _measuring:
+            before = _found.pop()
+            if not _found:
+                torch.backends.cudnn.benchmark = before
 
 
 def _check_cuda(device: torch.device) -> None:

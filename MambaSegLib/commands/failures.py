@@ -19,7 +19,6 @@ from MambaSegLib.commands.reporting import Reporter
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError, MambaSegError
 
 CANCELLED = 130
-DEFECT = 1
 _INSTALLABLE = {
     "torch": "pip install torch",
     "SimpleITK": "pip install SimpleITK",

@@ -182,10 +182,8 @@ def streams_blocks(tokens: Tensor, backend: str = "auto") -> bool:
     """Whether `numba_layer.stream_block` can stand in for a Mamba block's single steps: no gradients, float32, numba."""
     import torch
 
-    from MambaSegLib.scan.checks import needs_gradient
-
     plain = tokens.dtype == torch.float32 and not torch.is_autocast_enabled(tokens.device.type)
-    if torch.is_grad_enabled() or needs_gradient((tokens,)) or not plain:
+    if torch.is_grad_enabled() or not plain:
         return False
     return resolve_backend(backend, str(tokens.device)) == "numba"
 

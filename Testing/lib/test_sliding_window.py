@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from MambaSegLib.devices import measured_convolutions
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError
 from MambaSegLib.memory_ladder import MemoryLadder, Placement, tiles_at_a_time
 from MambaSegLib.readout import exclusive_classes
@@ -462,6 +463,17 @@ def test_only_while_a_network_computes_cudnn_measures_its_algorithms(monkeypatch
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     next(predict_probabilities(ensemble, noise((2, 30, 8, 8)), cpu_ladder()))
     assert not network.measures
+
+
+def test_cudnn_measures_until_the_last_of_several_threads_is_done():
+    """Each would otherwise put back what it found, which the last to begin found changed by the others."""
+    first, second = measured_convolutions(), measured_convolutions()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.cudnn.benchmark
+    second.__exit__(None, None, None)
+    assert not torch.backends.cudnn.benchmark
 
 
 class FakeClock:
