@@ -179,6 +179,9 @@ def _folder_names(path: Path) -> list[str]:
             raise BundleError(message)
         if entry.is_dir() or entry.name in _WRITTEN_BY_FILE_MANAGERS:
             continue
+        if not entry.is_file():
+            message = f"{name} in {path} is no ordinary file. Put the file itself into the folder."
+            raise BundleError(message)
         names.append(name)
     _check_names(path, names)
     return sorted(names)

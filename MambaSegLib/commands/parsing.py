@@ -60,8 +60,8 @@ def add_region(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_prediction(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a prediction."""
+def add_prediction(parser: argparse.ArgumentParser, *, tuning: bool = True) -> None:
+    """Add the options of a prediction; `tuning`: also those that only a command in this process heeds."""
     group = parser.add_argument_group("how to compute")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: the fastest there is)")
     group.add_argument(
@@ -69,12 +69,6 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "triton", "mamba_ssm", "numba", "pytorch"),
         help="scan backend; a named one that cannot run here is an error (default: the fastest there is)",
-    )
-    group.add_argument(
-        "--engine",
-        default="auto",
-        choices=("auto", "fused", "pytorch"),
-        help="how a CPU computes a network's layers; same result to rounding (default: what is faster here)",
     )
     group.add_argument(
         "--folds", type=fold_list, default=None, metavar="all|0,1", help="folds to average (default: all)"
@@ -92,11 +86,22 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="average over mirrored images, too: slower, a bit better (default: as --quality says)",
     )
+    if tuning:
+        _add_tuning(group)
+
+
+def _add_tuning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--overlap",
         type=overlap,
         metavar="FRACTION",
         help="of neighboring tiles, 0 to 0.9 (default: as --quality says)",
+    )
+    group.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "fused", "pytorch"),
+        help="how a CPU computes a network's layers; same result to rounding (default: what is faster here)",
     )
     group.add_argument("--threads", type=positive, metavar="N", help="processor threads to use (default: all cores)")
 

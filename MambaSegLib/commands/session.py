@@ -105,7 +105,8 @@ def check_outputs(outputs: Outputs, inputs: Inputs, *, force: bool) -> None:
         message = "Two outputs have the same name. Give each its own."
         raise InputError(message)
     for path in outputs.given():
-        if any(path.resolve() == source.resolve() for source in input_paths(inputs)):
+        # Not by name: disks of Windows and macOS take T1.nii and t1.nii for one file.
+        if path.exists() and any(path.samefile(source) for source in input_paths(inputs)):
             message = f"{path} is an input; it is not overwritten. Choose another name for the output."
             raise InputError(message)
         if path.exists() and not force:

@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
     )
     group.add_argument("--port", type=port, default=0, help="port to listen at (default: a free one)")
     group.add_argument("--no-browser", action="store_true", help="only print the address of the page")
-    add_prediction(parser)
+    add_prediction(parser, tuning=False)
     add_reading(parser)
     add_reporting(parser)
     parser.set_defaults(run=run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -336,6 +337,13 @@ def test_a_folder_with_a_file_that_has_no_place_in_a_model_is_refused(tiny_bundl
 def test_what_file_managers_leave_behind_is_passed_over(tiny_bundle: Bundle) -> None:
     (tiny_bundle.path / ".DS_Store").write_bytes(b"x")
     load_bundle(tiny_bundle.path).load_weights(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no pipes in folders")
+def test_a_pipe_in_a_folder_is_refused_without_waiting_for_a_writer(tiny_bundle: Bundle) -> None:
+    (tiny_bundle.path / "bundle.json").unlink()
+    os.mkfifo(tiny_bundle.path / "bundle.json")
+    assert "is no ordinary file" in refusal(tiny_bundle.path)
 
 
 def test_a_link_in_a_folder_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -210,6 +210,15 @@ def test_an_existing_output_is_replaced_only_with_force(
     read_labels(output)
 
 
+def test_an_input_under_another_name_is_not_overwritten(
+    tmp_path: Path, image: Path, model: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = tmp_path / "IMAGE.nii.gz"  # as a disk that does not tell capital letters from small ones shows it
+    same.hardlink_to(image)
+    assert main(["segment", str(image), "-o", str(same), *model, "--force"]) == 2
+    assert "is an input; it is not overwritten" in capsys.readouterr().err
+
+
 def test_an_image_that_is_not_finite_needs_a_replacement(
     tmp_path: Path, model: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

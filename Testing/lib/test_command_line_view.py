@@ -110,3 +110,9 @@ def test_keys_differ_and_are_never_read_as_numbers():
     keys = {new_key() for _ in range(50)}
     assert len(keys) == 50
     assert all(key[0].isalpha() and len(key) > 30 for key in keys)
+
+
+@pytest.mark.parametrize("words", [["--threads", "1"], ["--overlap", "0.5"], ["--engine", "fused"]])
+def test_options_the_viewer_would_not_heed_are_refused(files, words, capfd):
+    assert main(["view", "t1.nii.gz", *words]) == 2
+    assert "unrecognized arguments" in capfd.readouterr().err
