@@ -91,6 +91,18 @@ def test_batches_made_in_another_process_are_the_same(job):
         assert torch.equal(one.labels, other.labels)
 
 
+def test_batches_keep_no_files_open(job):
+    """Systems allow few, often 1024: less than twice the cases of some data sets."""
+    plan, fold = job.run.read_plan(), job.run.read_splits().folds[0]
+    batches = PatchBatches(job.run.store, fold.train, plan, job.recipe, seed=3)
+    kept = [batches[0]]
+    mapped = Path("/proc/self/maps")
+    if not mapped.is_file():
+        pytest.skip("this system does not list what a process has mapped")
+    kept += [batches[number] for number in range(1, 5)]
+    assert str(job.run.store) not in mapped.read_text()
+
+
 def test_training_is_not_started_over_a_checkpoint_unless_asked(job):
     train_fold(_stopped_after(job, 1))
     with pytest.raises(InputError, match="--resume"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from MambaSegTraining.__main__ import main
+from MambaSegTraining.batches import Batch, stream_batches
 from MambaSegTraining.case_pool import map_cases
 from MambaSegTraining.dataset import Case
 from MambaSegTraining.files import LEFTOVER_S, load_weights, read_json, remove_leftovers, save_weights, write_text
+from MambaSegTraining.fold_training import LOCK_FILE
+from MambaSegTraining.interrupts import children_ignore_interrupts
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from MambaSegTraining.scores import FoldScores
 from MambaSegTraining.store import open_case
@@ -207,3 +212,70 @@ def test_unfinished_files_of_a_killed_process_are_removed_once_they_are_old(tmp_
         os.utime(tmp_path / name, (time.time() - age_s,) * 2)
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-new", "kept"]
+
+
+def test_unfinished_folders_are_removed_as_well(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-x" / "new").mkdir(parents=True)
+    (tmp_path / ".tmp-x" / "new" / "fold_0.safetensors").write_text("half a bundle")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / ".tmp-x").is_dir()
+    os.utime(tmp_path / ".tmp-x", (time.time() - LEFTOVER_S - 60,) * 2)
+    remove_leftovers(tmp_path)
+    assert not (tmp_path / ".tmp-x").exists()
+
+
+def test_one_fold_is_trained_by_one_process_and_a_dead_one_does_not_count(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "fold_0")
+    (run / "fold_0").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run / "fold_0" / LOCK_FILE)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Training")])},
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    command = ["train", str(run), "--fold", "0", *TRAIN, "--max-minutes", "0"]
+    assert main(command) == 2
+    assert "Fold 0 is trained in another process already" in capsys.readouterr().err
+    assert [path.name for path in (run / "fold_0").iterdir()] == [LOCK_FILE]
+    holder.kill()
+    holder.communicate()
+    assert main(command) == 130
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from MambaSegTraining.locks import held_by_one
+
+with held_by_one(Path(sys.argv[1]), "A test is done"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_processes_started_meanwhile_ignore_ctrl_c_from_the_start() -> None:
+    command = [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"]
+    before = signal.getsignal(signal.SIGINT)
+    with children_ignore_interrupts():
+        inside = subprocess.run(command, capture_output=True, check=True).stdout
+    assert inside == b"True\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"False\n"
+
+
+class _Dying:
+    """Batches whose maker the system ends, as it does when memory runs out."""
+
+    def __getitem__(self, number: int) -> Batch:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Batch(torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_process_of_batches_ended_by_the_system_is_told_with_what_to_do() -> None:
+    with pytest.raises(EnvironmentProblemError, match=r"makes batches was ended.*fewer --workers"):
+        list(stream_batches(_Dying(), range(6), workers=1))  # type: ignore[arg-type]

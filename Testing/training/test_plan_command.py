@@ -215,3 +215,26 @@ def test_a_window_that_measured_cases_have_a_share_in_is_told(
     text = describe_leakage(RunFolder(run))
     assert text.startswith("No leak between training and measured cases (6 images compared")
     assert ("measured cases have a share in them" in text) == told
+
+
+def test_a_run_with_trained_folds_is_planned_again_only_as_they_were_trained(
+    validated_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = tmp_path / "run", tmp_path / "other.toml"
+    shutil.copytree(validated_run, run)
+    text = (validated_run.parent / "config.toml").read_text()
+    command = ["plan", str(validated_run.parent / "Dataset900_Balls"), str(run), "--config", str(config)]
+    before = (run / "plan.json").read_bytes()
+    for old, new, told in (
+        ("patch_size = [16, 16, 16]", "patch_size = [8, 16, 16]", "network"),
+        ("mirror_axes = [2]", "mirror_axes = [1, 2]", "mirror_axes"),
+        ("folds = 3", "folds = 2", "fold 0, fold 2"),  # fold 1 happens to be drawn alike
+    ):
+        config.write_text(text.replace(old, new))
+        capsys.readouterr()
+        assert main([*command, "--workers", "0"]) == 2
+        assert f"was trained with other settings ({told})" in capsys.readouterr().err
+        assert (run / "plan.json").read_bytes() == before
+    config.write_text(text + '[[labels]]\nvalue = 1\nname = "big ball"\ncolor = [1, 2, 3]\n')
+    assert main([*command, "--workers", "0"]) == 0
+    assert RunFolder(run).read_plan().labels[0].name == "big ball"

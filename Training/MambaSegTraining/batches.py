@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from MambaSegLib.errors import EnvironmentProblemError
 from MambaSegLib.plan import Plan
 from MambaSegTraining.augmentation import augment, nnunet_augmentation, plan_geometric
+from MambaSegTraining.interrupts import children_ignore_interrupts
 from MambaSegTraining.patches import CUT, case_order, cut_patch, is_foreground_patch, random_generator
 from MambaSegTraining.recipe import Recipe
-from MambaSegTraining.store import StoredCase, open_case
+from MambaSegTraining.store import open_case
 
 TRAINING_STREAM, VALIDATION_STREAM = 0, 1
 
@@ -46,7 +48,9 @@ class PatchBatches(Dataset[Batch]):
         validation: bool = False,
         places: range | None = None,
     ) -> None:
-        """Name the source of the batches; cases are opened when the first batch is made.
+        """Name the source of the batches; a case is open only while a patch is cut from it.
+
+        Each holds files open, and systems allow few: often 1024, which is less than some data sets have.
 
         Args:
             store: Folder of the preprocessed cases.
@@ -61,20 +65,19 @@ class PatchBatches(Dataset[Batch]):
         self._seed = (seed, VALIDATION_STREAM if validation else TRAINING_STREAM)
         self._places = range(recipe.batch_size) if places is None else places
         self._augmented = recipe.augmentation == "nnunet" and not validation
-        self._cases: list[StoredCase] = []
         self._transform: Any = None
 
     def __getitem__(self, number: int) -> Batch:
         """Make batch `number`."""
-        if not self._cases:
-            self._cases = [open_case(self._store, name) for name in self._names]
-            self._transform = nnunet_augmentation(self._plan) if self._augmented else None
+        if self._augmented and self._transform is None:
+            self._transform = nnunet_augmentation(self._plan)
         size = self._recipe.batch_size
-        order = case_order(self._seed, len(self._cases), number * size, size)
-        patches = [self._patch(self._cases[order[place]], number, place) for place in self._places]
+        order = case_order(self._seed, len(self._names), number * size, size)
+        patches = [self._patch(self._names[order[place]], number, place) for place in self._places]
         return Batch(torch.stack([image for image, _ in patches]), torch.stack([labels for _, labels in patches]))
 
-    def _patch(self, case: StoredCase, number: int, index: int) -> tuple[Tensor, Tensor]:
+    def _patch(self, name: str, number: int, index: int) -> tuple[Tensor, Tensor]:
+        case = open_case(self._store, name)
         generator = random_generator(self._seed, CUT, number, index)
         forced = is_foreground_patch(index, self._recipe.batch_size, self._recipe.foreground_oversampling)
         size = self._plan.patch_size
@@ -97,12 +100,12 @@ def stream_batches(batches: PatchBatches, numbers: range, workers: int = 1, pref
         prefetch: Batches that each process keeps ready.
 
     Raises:
-        RuntimeError: With the traceback of a process that failed.
+        EnvironmentProblemError: If the system ends a process, as it does when memory runs out.
     """
     if workers == 0:
         yield from (batches[number] for number in numbers)
         return
-    yield from DataLoader(
+    loader = DataLoader(
         batches,
         batch_size=None,
         sampler=numbers,
@@ -111,3 +114,15 @@ def stream_batches(batches: PatchBatches, numbers: range, workers: int = 1, pref
         multiprocessing_context="spawn",  # a fork would copy the threads' locks of OpenMP and Numba
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
     )
+    try:
+        with children_ignore_interrupts():
+            made = iter(loader)
+        yield from made
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        msg = (
+            f"A process that makes batches was ended by the system ({str(error).splitlines()[0]}), most likely because memory "
+            "or shared memory (/dev/shm) ran out. Go on with --resume and fewer --workers; 0 needs no shared memory."
+        )
+        raise EnvironmentProblemError(msg) from error

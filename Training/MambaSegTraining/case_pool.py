@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TypeVar
 
 from MambaSegLib.errors import EnvironmentProblemError
 from MambaSegTraining.dataset import Case
+from MambaSegTraining.interrupts import children_ignore_interrupts
 
 Result = TypeVar("Result")
 
@@ -33,7 +34,13 @@ def map_cases(
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        yield from pool.map(function, cases, chunksize=at_a_time)
+        with children_ignore_interrupts():  # or each would tell where a Ctrl-C met it
+            results = pool.map(function, cases, chunksize=at_a_time)
+        yield from results
+    except KeyboardInterrupt:
+        for process in active_children():
+            process.terminate()
+        raise
     except BrokenProcessPool as error:
         msg = (
             f"One of {workers} processes was ended by the system, most likely because memory ran out. What is finished is "

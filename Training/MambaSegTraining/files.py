@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,10 +54,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove unfinished files that a killed process left minutes ago."""
+    """Remove unfinished files and folders that a killed process left minutes ago."""
     for path in folder.glob(".tmp-*"):
-        with suppress(OSError):  # gone already, or a folder
-            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+        with suppress(OSError):  # gone already
+            if time.time() - path.stat().st_mtime <= LEFTOVER_S:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
 

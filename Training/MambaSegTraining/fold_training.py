@@ -32,8 +32,16 @@ from MambaSegTraining.divergence import (
     precision_after,
     rate_factor,
 )
-from MambaSegTraining.files import load_checkpoint, read_json, save_checkpoint, save_weights, write_json
+from MambaSegTraining.files import (
+    load_checkpoint,
+    read_json,
+    remove_leftovers,
+    save_checkpoint,
+    save_weights,
+    write_json,
+)
 from MambaSegTraining.leakage_record import checked_leakage
+from MambaSegTraining.locks import held_by_one
 from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
 from MambaSegTraining.pictures import can_draw, draw_predictions
@@ -51,6 +59,7 @@ from MambaSegTraining.training_state import TrainingState
 BEST_FILE = "best.safetensors"
 ENVIRONMENT_FILE = "environment.json"
 LAST_EPOCH_FILE = "last_epoch.pt"
+LOCK_FILE = "train.lock"
 PICTURES = "pictures"
 
 log = logging.getLogger(__name__)
@@ -106,12 +115,27 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
         True if the training reached its end, False if it stopped early; it can be continued then.
 
     Raises:
-        InputError: If the run lacks a step before, or there is a checkpoint already and `resume` is not set.
+        InputError: If the run lacks a step before, there is a checkpoint already and `resume` is not set, or another process
+            trains the fold.
         DivergedError: If loss, gradient or weights stop being numbers more often than the recipe recovers from.
         EnvironmentProblemError: If this CPU computes wrong gradients in bfloat16, see `precision_check`.
     """
-    with deterministic_algorithms(job.recipe.deterministic), measured_convolutions():
+    with _own_folder(job), deterministic_algorithms(job.recipe.deterministic), measured_convolutions():
         return _train_fold(job, on_progress)
+
+
+@contextmanager
+def _own_folder(job: FoldJob) -> Iterator[None]:
+    """Keep other trainings out of the fold's folder; of processes that train together, the first one does."""
+    if not job.ranks.is_first:
+        yield
+        return
+    job.run.read_fold(job.fold)  # no folder for a fold that does not exist
+    folder = job.run.fold(job.fold)
+    folder.mkdir(parents=True, exist_ok=True)
+    with held_by_one(folder / LOCK_FILE, f"Fold {job.fold} is trained"):
+        remove_leftovers(folder)
+        yield
 
 
 def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
@@ -157,7 +181,6 @@ def _board(job: FoldJob, plan: Plan, state: TrainingState) -> Board | None:
 
 def _open_folder(job: FoldJob, state: TrainingState, identity: str) -> None:
     folder = job.run.fold(job.fold)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECIPE_FILE, job.recipe)
     _note_environment(job)
     if state.iteration == 0:

@@ -17,7 +17,7 @@ from MambaSegTraining.case_sources import known_content_hash
 from MambaSegTraining.component_selection import final_scores, prediction_file, select_components
 from MambaSegTraining.dataset import Case
 from MambaSegTraining.export import save_working_bundle
-from MambaSegTraining.files import read_json, write_json, write_text
+from MambaSegTraining.files import read_json, remove_leftovers, write_json, write_text
 from MambaSegTraining.fingerprint import dataset_of
 from MambaSegTraining.largest_component import ComponentChoice
 from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, score_case
@@ -85,6 +85,8 @@ def validate_fold(
     folder = run.validation(fold)
     names = run.read_fold(fold).val
     folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, run.working_bundle(fold).parent):
+        remove_leftovers(place)
     bundle = save_working_bundle(run, fold, weights)
     cases = [case for case in dataset_of(run).cases if case.name in names]
     identity = _identity(run, bundle, cases, weights, mirroring)

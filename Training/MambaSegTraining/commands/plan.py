@@ -36,6 +36,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from MambaSegTraining.leakage import CaseContent, check_leakage
     from MambaSegTraining.memory_budget import describe_memory
     from MambaSegTraining.planning import make_plan
+    from MambaSegTraining.replanning import check_trained_folds
     from MambaSegTraining.settings import Settings, read_settings
     from MambaSegTraining.split_choice import splits_of
 
@@ -50,6 +51,7 @@ def run_plan(options: argparse.Namespace) -> int:
     leakage = check_leakage(splits, contents, force=options.force_leaks)
     plan = make_plan(dataset, fingerprint, settings)
     run = RunFolder(options.run_dir)
+    check_trained_folds(run, plan, splits)
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.settings_file, settings)
     write_json(run.fingerprint_file, fingerprint)
