@@ -17,6 +17,7 @@ from MambaSegLib.scan.numba_tiles import (
     ROW_BYTES,
     TILE,
     TILE_BYTES,
+    Group,
     Part,
     Problem,
     RowLists,
@@ -99,10 +100,8 @@ def _recompute_kernel(fading: bool) -> Any:
     ) -> None:
         """The forward pass of a tile again; it keeps every state (the starting one first) and every decay; `states` is only read."""
         wide = GROUP * LANES
-        rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-        h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
-        for n in range(GROUP):
-            v.store(h[n].get(), v.at(h_history, n * LANES))
+        group = Group(v, decay_rates, states, fading)
+        group.store(h_history)
         with v.loop(steps) as step:
             offset = v.builder.mul(step, width)
             b_row, c_row = v.at(b_tile, offset), v.at(c_tile, offset)
@@ -111,10 +110,9 @@ def _recompute_kernel(fading: bool) -> Any:
             y = v.load(v.tile_row(y_tile, step))
             h_row, decay_row = v.tile_row(h_history, step, wide), v.tile_row(decay_history, step, wide)
             for n in range(GROUP):
-                decay = v.exp2(v.mul(delta2, rates[n]), below_128=fading)
+                decay = group.decay(n, delta2)
                 v.store(decay, v.at(decay_row, n * LANES))
-                state = v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
-                h[n].set(state)
+                state = group.advance(n, decay, inputs, b_row)
                 v.store(state, v.at(h_row, wide + n * LANES))
                 y = v.fma(state, v.broadcast(v.at(c_row, n)), y)
             v.store(y, v.tile_row(y_tile, step))
@@ -161,8 +159,7 @@ def walk_back(
 ) -> None:
     """Reverse sweep of `GROUP` states over a tile; adds to the gradient tiles of the input, of delta (by decay), B and C."""
     wide = GROUP * LANES
-    rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-    carry = [v.variable(v.load(v.at(carries, n * LANES))) for n in range(GROUP)]
+    group = Group(v, decay_rates, carries)
     drates = [v.variable(v.constant(0.0)) for _ in range(GROUP)]
     with v.reverse_loop(steps) as step:
         offset = v.builder.mul(step, width)
@@ -176,20 +173,20 @@ def walk_back(
         for_b, for_c = [], []
         for n in range(GROUP):
             h_before, h_after = v.load(v.at(h_row, n * LANES)), v.load(v.at(h_row, wide + n * LANES))
-            dh = v.fma(v.broadcast(v.at(c_row, n)), dy, carry[n].get())
+            dh = v.fma(v.broadcast(v.at(c_row, n)), dy, group.values[n].get())
             for_b.append(v.mul(dh, inputs))
             for_c.append(v.mul(dy, h_after))
             dinput = v.fma(dh, v.broadcast(v.at(b_row, n)), dinput)
             passed_on = v.mul(dh, v.load(v.at(decay_row, n * LANES)))
-            carry[n].set(passed_on)
+            group.values[n].set(passed_on)
             by_decay = v.mul(passed_on, h_before)
-            ddelta = v.fma(by_decay, rates[n], ddelta)
+            ddelta = v.fma(by_decay, group.rates[n], ddelta)
             drates[n].set(v.fma(by_decay, delta2, drates[n].get()))
         v.store(dinput, dinput_at)
         v.store(ddelta, ddelta_at)
         _add_lane_sums(v, for_b + for_c, (v.at(db_tile, offset), v.at(dc_tile, offset)))
+    group.store(carries)
     for n in range(GROUP):
-        v.store(carry[n].get(), v.at(carries, n * LANES))
         at = v.at(rate_gradient, n * LANES)
         v.store(v.fma(drates[n].get(), v.constant(LN2), v.load(at)), at)
 

@@ -17,6 +17,7 @@ from MambaSegLib.scan.numba_tiles import (
     ROW_BYTES,
     TILE,
     TILE_BYTES,
+    Group,
     Part,
     Problem,
     RowLists,
@@ -112,16 +113,14 @@ def retreat_carries(
     dy_tile: Value,
 ) -> None:
     """Take `GROUP` carries of 16 channels back through a tile; no gradient is output."""
-    rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-    carry = [v.variable(v.load(v.at(carries, n * LANES))) for n in range(GROUP)]
+    group = Group(v, decay_rates, carries)
     with v.reverse_loop(steps) as step:
         c_row = v.at(c_tile, v.builder.mul(step, width))
         delta2, dy = v.load(v.tile_row(delta2_tile, step)), v.load(v.tile_row(dy_tile, step))
         for n in range(GROUP):
-            dh = v.fma(v.broadcast(v.at(c_row, n)), dy, carry[n].get())
-            carry[n].set(v.mul(dh, v.exp2(v.mul(delta2, rates[n]))))
-    for n in range(GROUP):
-        v.store(carry[n].get(), v.at(carries, n * LANES))
+            dh = v.fma(v.broadcast(v.at(c_row, n)), dy, group.values[n].get())
+            group.values[n].set(v.mul(dh, group.decay(n, delta2)))
+    group.store(carries)
 
 
 @compiled

@@ -15,6 +15,7 @@ from MambaSegLib.scan.numba_tiles import (
     ROW_BYTES,
     TILE,
     TILE_BYTES,
+    Group,
     Part,
     Problem,
     RowLists,
@@ -79,8 +80,7 @@ def _advance_kernel(fading: bool) -> Any:
         y_tile: Value,
     ) -> None:
         """Take `GROUP` states of 16 channels through a tile and add C h to y."""
-        rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-        h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
+        group = Group(v, decay_rates, states, fading)
         with v.loop(steps) as step:
             offset = v.builder.mul(step, width)
             b_row, c_row = v.at(b_tile, offset), v.at(c_tile, offset)
@@ -88,17 +88,14 @@ def _advance_kernel(fading: bool) -> Any:
             inputs = v.load(v.tile_row(input_tile, step))
             even, odd = v.load(v.tile_row(y_tile, step)), v.constant(0.0)
             for n in range(GROUP):
-                decay = v.exp2(v.mul(delta2, rates[n]), below_128=fading)
-                state = v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
-                h[n].set(state)
+                state = group.advance(n, group.decay(n, delta2), inputs, b_row)
                 output = v.broadcast(v.at(c_row, n))
                 if n % 2 == 0:
                     even = v.fma(state, output, even)
                 else:
                     odd = v.mul(state, output) if n == 1 else v.fma(state, output, odd)
             v.store(v.add(even, odd), v.tile_row(y_tile, step))
-        for n in range(GROUP):
-            v.store(h[n].get(), v.at(states, n * LANES))
+        group.store(states)
 
     return advance_states
 
@@ -119,17 +116,14 @@ def advance_states_only(
     input_tile: Value,
 ) -> None:
     """Take `GROUP` states of 16 channels through a tile; nothing is output."""
-    rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
-    h = [v.variable(v.load(v.at(states, n * LANES))) for n in range(GROUP)]
+    group = Group(v, decay_rates, states)
     with v.loop(steps) as step:
         b_row = v.at(b_tile, v.builder.mul(step, width))
         delta2 = v.load(v.tile_row(delta2_tile, step))
         inputs = v.load(v.tile_row(input_tile, step))
         for n in range(GROUP):
-            decay = v.exp2(v.mul(delta2, rates[n]))
-            h[n].set(v.fma(decay, h[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n)))))
-    for n in range(GROUP):
-        v.store(h[n].get(), v.at(states, n * LANES))
+            group.advance(n, group.decay(n, delta2), inputs, b_row)
+    group.store(states)
 
 
 def _finish_kernel(gated: bool) -> Any:

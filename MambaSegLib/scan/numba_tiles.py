@@ -83,6 +83,32 @@ class Part(NamedTuple):
     stop: int
 
 
+class Group:
+    """What `GROUP` states of 16 channels pass from step to step, in registers: states, or carries on the way back."""
+
+    def __init__(self, v: Vectors, decay_rates: Value, values: Value, below_128: bool = False) -> None:
+        """Load both from their addresses; for `below_128` see `Vectors.exp2`."""
+        self._v, self._below_128 = v, below_128
+        self.rates = [v.load(v.at(decay_rates, n * LANES)) for n in range(GROUP)]
+        self.values = [v.variable(v.load(v.at(values, n * LANES))) for n in range(GROUP)]
+
+    def decay(self, n: int, delta2: Value) -> Value:
+        """exp(delta A) of state n."""
+        return self._v.exp2(self._v.mul(delta2, self.rates[n]), self._below_128)
+
+    def advance(self, n: int, decay: Value, inputs: Value, b_row: Value) -> Value:
+        """State n after one more step."""
+        v = self._v
+        state = v.fma(decay, self.values[n].get(), v.mul(inputs, v.broadcast(v.at(b_row, n))))
+        self.values[n].set(state)
+        return state
+
+    def store(self, address: Value) -> None:
+        """Write the values back."""
+        for n, value in enumerate(self.values):
+            self._v.store(value.get(), self._v.at(address, n * LANES))
+
+
 class RowLists(NamedTuple):
     """Addresses of the row numbers that a tile's kernels walk through.
 
