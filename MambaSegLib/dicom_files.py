@@ -212,7 +212,7 @@ class _Tags:
             value = str(self._reader.GetMetaData(tag))
         except UnicodeDecodeError:
             return ""
-        readable = value.encode("utf-8", "replace").decode("utf-8").replace("\0", "").strip()
+        readable = "".join(c for c in value.encode("utf-8", "replace").decode("utf-8") if c.isprintable()).strip()
         return "" if readable == "None" else readable
 
     def numbers(self, tag: str, count: int) -> tuple[float, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, nan, sqrt
 from pathlib import Path
@@ -16,6 +16,7 @@ from MambaSegLib.atomic import new_file
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array
 from MambaSegLib.plan import Region, Triple
+from MambaSegLib.seg_nrrd import label_extents
 from MambaSegLib.volume import Labels, Volume
 
 
@@ -79,7 +80,8 @@ def label_statistics(labels: Labels, volume: Volume, regions: Sequence[Region] =
         (label.value, label.name, (label.value,)) for label in labels.table
     ]
     structures += [("+".join(map(str, region.labels)), region.name, region.labels) for region in regions]
-    return tuple(_measure(labels, volume, names, *structure) for structure in structures)
+    extents = label_extents(labels.array)
+    return tuple(_measure(labels, volume, names, extents, *structure) for structure in structures)
 
 
 def write_statistics(statistics: Sequence[LabelStatistics], path: str | Path) -> None:
@@ -103,14 +105,23 @@ def write_statistics(statistics: Sequence[LabelStatistics], path: str | Path) ->
 
 
 def _measure(
-    labels: Labels, volume: Volume, names: Sequence[str], value: int | str, name: str, members: tuple[int, ...]
+    labels: Labels,
+    volume: Volume,
+    names: Sequence[str],
+    extents: Mapping[int, Sequence[int]],
+    value: int | str,
+    name: str,
+    members: tuple[int, ...],
 ) -> LabelStatistics:
+    box = _box_around(members, extents)  # the rest of a volume need not be looked at for each structure
+    part = labels.array[box]
     count, index_sum = 0, np.zeros(3)
-    for z, mask in _masks(labels.array, members):
+    for z, mask in _masks(part, members):
         rows, columns = np.nonzero(mask)
         count += len(rows)
         index_sum += (z * len(rows), rows.sum(), columns.sum())
-    center = labels.geometry.to_world(index_sum / count) if count else np.full(3, nan)
+    corner = [side.start for side in box]
+    center = labels.geometry.to_world(index_sum / count + corner) if count else np.full(3, nan)
     x, y, z_mm = (float(component) for component in center)
     return LabelStatistics(
         value=value,
@@ -119,10 +130,19 @@ def _measure(
         volume_ml=count * labels.geometry.voxel_volume_mm3 / 1000,
         centroid_lps_mm=(x, y, z_mm),
         channels=tuple(
-            _intensities(channel, array, labels.array, members)
-            for channel, array in zip(names, volume.array, strict=True)
+            _intensities(channel, array[box], part, members) for channel, array in zip(names, volume.array, strict=True)
         ),
     )
+
+
+def _box_around(members: Sequence[int], extents: Mapping[int, Sequence[int]]) -> tuple[slice, slice, slice]:
+    """Part of the array that holds every voxel of some labels; nothing where none of them is found."""
+    found = [extents[member] for member in members if member in extents]
+    if not found:
+        return slice(0, 0), slice(0, 0), slice(0, 0)
+    x0, _, y0, _, z0, _ = np.min(found, axis=0)
+    _, x1, _, y1, _, z1 = np.max(found, axis=0)
+    return slice(z0, z1 + 1), slice(y0, y1 + 1), slice(x0, x1 + 1)
 
 
 def _intensities(name: str, image: Array, labels: Array, members: tuple[int, ...]) -> ChannelStatistics:

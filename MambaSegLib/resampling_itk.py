@@ -18,9 +18,9 @@ from MambaSegLib.volume import Volume
 
 
 def resample_onto(volume: Volume, geometry: Geometry) -> Volume:
-    """Bring every channel onto another grid; outside the volume its voxels are 0."""
-    axes = volume.geometry.index_to_world[:3, :3]
-    moved = [_resampled(channel, axes, volume.geometry.origin_mm, geometry, 0.0) for channel in volume.array]
+    """Bring every channel onto another grid; outside the volume its voxels are 0, or its smallest value below 0: air in CT."""
+    axes, origin = volume.geometry.index_to_world[:3, :3], volume.geometry.origin_mm
+    moved = [_resampled(part, axes, origin, geometry, min(0.0, float(part.min()))) for part in volume.array]
     return replace(volume, array=np.stack(moved), geometry=geometry)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -20,6 +21,7 @@ from MambaSegLib.errors import BundleError
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 Record = TypeVar("Record")
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -154,6 +156,8 @@ def _decode_record(cls: Any, value: object, path: str) -> object:
 def _decode_text(value: object, path: str) -> str:
     if not isinstance(value, str):
         raise _mismatch(path, "text", value)
+    if _CONTROL.search(value):  # a terminal would obey it
+        raise _refusal(path, "holds control characters")
     return value
 
 

@@ -62,7 +62,7 @@ def label_extents(array: Array) -> dict[int, tuple[int, ...]]:
     """
     planes: dict[int, tuple[int, int]] = {}
     for z, plane in enumerate(array):
-        for value in np.flatnonzero(np.bincount(plane.ravel())).tolist():
+        for value in np.flatnonzero(np.bincount(plane.ravel().astype(np.intp))).tolist():
             planes[value] = (planes.get(value, (z, z))[0], z)
     extents: dict[int, tuple[int, ...]] = {}
     for value, (first, last) in planes.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from MambaSegLib.dicom_files import has_dicom_magic
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, Geometry, ShearedGridError, straightened
 from MambaSegLib.label_writing import check_output_path, write_labels, write_volume
@@ -40,7 +41,7 @@ Notify = Callable[[str], None]
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 def log(message: str) -> None:
@@ -113,8 +114,8 @@ def read_channels(
 
     Args:
         paths: One file or folder per channel, in order; with channel names as keys where they are known.
-        resample_to_first: Bring channels on other grids onto the first one's, linearly, 0 outside; else they are
-            refused.
+        resample_to_first: Bring channels on other grids onto the first one's, linearly; else they are refused. Outside
+            an image are zeros, or its smallest value if that is negative: air in a CT.
         frame: See `read_volume`; the same for each file.
         series: See `read_volume`.
         replace_nonfinite: See `read_volume`.
@@ -226,7 +227,7 @@ def _read_raw(path: Path, frame: int | None, series: str | None) -> RawImage:
     name = path.name.lower()
     if not path.is_dir():
         check_readable(path)  # first of all: opening a pipe would wait for ever
-    if path.is_dir() or (path.is_file() and name.endswith(DICOM_SUFFIXES[:3])) or _has_dicom_magic(path):
+    if path.is_dir() or (path.is_file() and name.endswith(DICOM_SUFFIXES)) or has_dicom_magic(path):
         from MambaSegLib.dicom_series import read_dicom
 
         return read_dicom(path, frame, series)
@@ -244,14 +245,6 @@ def _read_raw(path: Path, frame: int | None, series: str | None) -> RawImage:
         "DICOM files; convert it, for example in 3D Slicer."
     )
     raise InputError(msg)
-
-
-def _has_dicom_magic(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _finite(path: Path, array: Array, replacement: float | None, on_notice: Notify) -> Array:

@@ -106,7 +106,7 @@ def test_a_slope_per_slice_is_not_rounded_to_the_first_slices_type(tmp_path):
 
 
 def test_several_series_are_listed_and_never_chosen_silently(tmp_path):
-    write_series(tmp_path / "a", description="T2 axial", uid="1.2.3.4")
+    write_series(tmp_path / "a", description="T2\x1b axial", uid="1.2.3.4")  # terminals obey what follows ESC
     write_series(tmp_path / "b", description="T1", uid="1.2.3.5", count=4)
     with pytest.raises(InputError) as caught:
         read_volume(tmp_path)

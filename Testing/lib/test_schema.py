@@ -54,6 +54,11 @@ def refusal_of(changes: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+def test_text_a_terminal_would_obey_is_refused() -> None:
+    assert refusal_of({"name": "\x1b[2J"}) == "file.json: name: holds control characters."
+    assert from_json(Outer, VALID | {"name": "two\r\nlines\t"}).name == "two\r\nlines\t"
+
+
 def test_every_type_survives_the_way_through_text() -> None:
     record = Outer(
         "häh",

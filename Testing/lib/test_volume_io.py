@@ -443,6 +443,15 @@ def test_a_resampled_channel_holds_the_same_content_at_the_same_place(tmp_path, 
         assert volume.array[1][index] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(("smallest", "outside"), [(-1000, -1000.0), (7, 0.0)])
+def test_outside_a_resampled_channel_is_air(tmp_path, smallest, outside):
+    write_volume(image(), GRID, tmp_path / "a.nrrd")
+    small = Geometry((1, 4, 5), GRID.spacing_mm, GRID.origin_mm, AXIAL)
+    write_volume(image(shape=small.shape) + np.int16(smallest), small, tmp_path / "b.nrrd")
+    volume = read_channels([tmp_path / "a.nrrd", tmp_path / "b.nrrd"], resample_to_first=True, on_notice=str)
+    assert np.unique(volume.array[1, 1:]).tolist() == [outside]
+
+
 def test_no_image_at_all_is_refused():
     with pytest.raises(InputError, match="no input image"):
         read_channels([])
