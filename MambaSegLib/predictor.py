@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 
+NOTHING_FOUND = "None of the model's structures was found in the image."
+
 NO_SCAN = "none"
 """Name of the scan backend of networks that scan nothing."""
 
@@ -195,7 +197,7 @@ class Predictor:
             labels=Labels(segmented.labels, volume.geometry, plan.predicted_labels, self._tags(volume)),
             uncertainty=segmented.uncertainty,
             disagreement=segmented.disagreement,
-            notices=(*notices, *ladder.notices),
+            notices=(*notices, *ladder.notices, *(() if segmented.labels.any() else (NOTHING_FOUND,))),
             backend=self._backend_on(device),
             device=device_name(device),
             seconds=seconds,

@@ -69,7 +69,7 @@ class MambaSegmentation(ScriptedLoadableModule):
 
 @parameterNodeWrapper
 class MambaSegmentationParameterNode:
-    """What is chosen in the window; saved with the scene. Images are node references "channel_NAME"."""
+    """What is chosen in the window; saved with the scene. Images are node references, see `Choices`."""
 
     model: str = DEFAULT_MODEL
     roi: slicer.vtkMRMLMarkupsROINode

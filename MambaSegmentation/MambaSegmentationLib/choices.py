@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import vtk
 
@@ -55,4 +56,5 @@ class Choices:
 
 
 def _role(channel: str) -> str:
-    return f"channel_{channel}"
+    # A stranger's model may name its channels; a scene stored with "&" in a role could not be opened again.
+    return f"channel_{quote(channel, safe=' ')}"

@@ -17,7 +17,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, Box, Geometry, box_from_world, straightened
-from MambaSegLib.plan import Label
+from MambaSegLib.plan import Label, Plan
 from MambaSegLib.seg_nrrd import TAG_PREFIX, terminology_entry
 from MambaSegLib.volume import Labels, Volume
 from MambaSegmentationLib.scene_change import SceneChange
@@ -103,13 +103,32 @@ def regionBounds(roiNode: slicer.vtkMRMLDisplayableNode, node: slicer.vtkMRMLSca
     return (*(float(v) for pair in zip(low, high, strict=True) for v in pair),)  # type: ignore[return-value]
 
 
-def fitRegion(roiNode: slicer.vtkMRMLMarkupsROINode, node: slicer.vtkMRMLScalarVolumeNode) -> None:
-    """Draw a region around an image, transforms included."""
+def fitRegion(
+    roiNode: slicer.vtkMRMLMarkupsROINode, node: slicer.vtkMRMLScalarVolumeNode, largest_mm: Array | None = None
+) -> None:
+    """Draw a region around an image, transforms included; where it is larger than wanted, in its middle.
+
+    Args:
+        roiNode: The region.
+        node: The image.
+        largest_mm: Size along R, A, S that is not exceeded; None for no limit.
+    """
     bounds = [0.0] * 6
     node.GetRASBounds(bounds)
     lower, upper = np.array(bounds[::2]), np.array(bounds[1::2])
+    size = upper - lower if largest_mm is None else np.minimum(upper - lower, largest_mm)
     roiNode.SetCenterWorld(*((lower + upper) / 2))
-    roiNode.SetSizeWorld(*(upper - lower))
+    roiNode.SetSizeWorld(*size)
+
+
+def trainedExtent(plan: Plan) -> Array | None:
+    """Largest training image along R, A and S in mm; None where the model does not say."""
+    if plan.fingerprint is None:
+        return None
+    axes = ["RLAPSI".index(letter) // 2 for letter in plan.orientation]
+    extent = np.zeros(3)
+    extent[axes] = plan.fingerprint.extent_max_mm
+    return extent
 
 
 def regionBox(bounds: Bounds, geometry: Geometry) -> Box:

@@ -13,7 +13,7 @@ from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Channel
 from MambaSegmentationLib.channels import isImage, suggestedNodes
 from MambaSegmentationLib.choices import Choices
-from MambaSegmentationLib.conversion import fitRegion
+from MambaSegmentationLib.conversion import fitRegion, trainedExtent
 from MambaSegmentationLib.frames import numberOfFrames
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import choose, chosen, fill
@@ -31,6 +31,7 @@ class InputsSection:
         self.onChange: Callable[[], None] = lambda: None
         self._ui, self._choices = ui, choices
         self._channels: tuple[Channel, ...] = ()
+        self._largest_mm: Any = None
         self._rows: list[tuple[Any, Any]] = []
         self._roiNode: Any = None
         self._roiTag = 0
@@ -60,6 +61,7 @@ class InputsSection:
     def setModel(self, model: ListedModel | None) -> None:
         """Show a row per channel of a model, with the stored images, else those whose names fit."""
         channels = model.manifest.plan.channels if model and model.manifest else ()
+        self._largest_mm = trainedExtent(model.manifest.plan) if model and model.manifest else None
         if channels == self._channels:
             return
         self._channels = tuple(channels)
@@ -123,10 +125,10 @@ class InputsSection:
         self.onChange()
 
     def _placeRegion(self, roiNode: Any) -> None:
-        """A new region is drawn around the image, to be made smaller by its handles."""
+        """A new region is as large as the images the model knows, or holds all of a smaller one; its handles move it."""
         image = next((node for node in self.nodes().values() if node is not None), None)
         if image is not None:
-            fitRegion(roiNode, image)
+            fitRegion(roiNode, image, self._largest_mm)
 
     def _onFrames(self) -> None:
         self._choices.store("frames", chosen(self._ui.framesSelector))

@@ -50,7 +50,7 @@ class Window:
         self.ui = slicer.util.childWidgetVariables(root)
         self.run: Job | None = None
         self.dialogs = Dialogs()
-        self._root, self._segmenter = root, logic.segmenter
+        self._segmenter = logic.segmenter
         self._choices = Choices()
         self._guiTag: Any = None
         self._began = 0.0
@@ -80,9 +80,16 @@ class Window:
         """Show a scene's stored choices, and store new ones there."""
         self.disconnect()
         self._choices.connect(parameters, self._showChoices)
-        self._guiTag = parameters.connectGui(self._root)
+        # Not `connectGui`: it returns no tag, so that its connections stay (Slicer issue 7547, pull request 8667).
+        self._guiTag = parameters.connectParametersToGui(self._boundWidgets())
         self._parameters = parameters
         self.show()
+
+    def _boundWidgets(self) -> dict[str, Any]:
+        """Parameter -> widget that shows and changes it by itself."""
+        ui = self.ui
+        checks = {"show3D": ui.show3DCheck, "uncertainty": ui.uncertaintyCheck, "statistics": ui.statisticsCheck}
+        return {"roi": ui.roiSelector, "output": ui.outputSelector, **checks}
 
     def show(self) -> None:
         """Show the models there are now and the stored choices."""

@@ -476,3 +476,12 @@ def test_a_remembered_time_that_is_none_is_ignored(seconds, tmp_path):
     speeds.write_text(json.dumps({one._speed_key(): seconds}))
     one.predict(axial(blocks()), found.append)
     assert next(step for step in found if step.stage == "Predicting").seconds_left is None
+
+
+@pytest.mark.parametrize(("value", "count"), [(0.0, 1), (1.0, 0)])
+def test_finding_nothing_is_said(value, count):
+    array = np.zeros((8, 8, 8), np.float32)
+    array[2:5, 2:5, 2:5] = value
+    array[0, 0, 0] = -0.1  # or there would be nothing to see
+    prediction = Predictor(MemoryBundle(make_plan()), device="cpu").predict(axial(array))
+    assert prediction.notices.count("None of the model's structures was found in the image.") == count

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import qt
 import slicer
 from conftest import MODULE_FILE, contents, rasMatrix, waitFor
 from MambaSegmentationLib import conversion, dependencies
+from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.computer import Computer, Estimate
 from MambaSegmentationLib.widgets import choose
 from MambaSegmentationLib.worker import pythonExecutable
@@ -165,6 +167,18 @@ def test_a_new_region_is_drawn_around_the_image(ready, obliqueVolume):
     )
     assert box.shape == conversion.volumeGeometry(obliqueVolume).shape
     assert errors == []
+
+
+def test_a_new_region_in_a_large_image_is_as_large_as_the_images_the_model_knows(opened, addVolume):
+    ui = opened[0].window.ui
+    if ui.modelSelector.findData("mamba_unet_multidirectional.hippocampus") < 0:
+        pytest.skip("the model is not shipped")
+    addVolume(np.zeros((30, 90, 80), np.int16), np.diag([2.0, 2.0, 2.0, 1.0]), "head")
+    waitFor(ui.applyButton.isEnabled, 5)
+    ui.roiSelector.addNode()
+    roi = ui.roiSelector.currentNode()
+    np.testing.assert_allclose(roi.GetSize(), (43, 59, 47))  # of the training images, R, A, S
+    np.testing.assert_allclose(roi.GetCenter(), (79, 89, 29))
 
 
 def test_undo_takes_everything_back(ready, scene, thresholdWorker):
@@ -478,3 +492,30 @@ def test_undo_asks_nothing_when_nothing_was_changed(ready, thresholdWorker, scen
     window.dialogs.confirm = lambda title, text: pytest.fail(text)
     ui.undoButton.click()
     assert scene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None
+
+
+def test_another_parameter_node_shares_nothing_with_the_one_before(ready, opened, scene):
+    window, ui, _ = ready
+    before = window._parameters
+    after = type(before)(scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "after"))
+    window.connect(after)
+    ui.uncertaintyCheck.setChecked(True)
+    assert (before.uncertainty, after.uncertainty) == (False, True)
+    before.statistics = True
+    assert not ui.statisticsCheck.isChecked()
+
+
+@pytest.mark.parametrize("name", ["T1 & T2", '"quoted"', "b<1000", "T1:post;late", "100%"])
+def test_a_scene_opens_again_whatever_a_model_calls_its_channels(scene, obliqueVolume, tmp_path, name):
+    choices = Choices()
+    node = scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "choices")
+    choices.connect(SimpleNamespace(parameterNode=node), lambda: None)
+    choices.storeChannelNode(name, obliqueVolume)
+    assert scene.WriteToMRB(str(tmp_path / "scene.mrb"), None)
+    choices.disconnect()
+    scene.Clear(0)
+    assert scene.ReadFromMRB(str(tmp_path / "scene.mrb"), True, None)
+    again = scene.GetFirstNodeByName("choices")
+    choices.connect(SimpleNamespace(parameterNode=again), lambda: None)
+    assert choices.channelNode(name).GetName() == "T1"
+    choices.disconnect()

@@ -5,6 +5,7 @@ import sys
 import types
 import typing
 import unittest
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def parameterNodeWrapper(cls: type) -> type:
     class Wrapper:
         def __init__(self, node: Any) -> None:
             object.__setattr__(self, "parameterNode", node)
+            object.__setattr__(self, "_connections", {})
 
         def __getattr__(self, name: str) -> Any:
             node = object.__getattribute__(self, "parameterNode")
@@ -83,26 +85,35 @@ def parameterNodeWrapper(cls: type) -> type:
             else:
                 self.parameterNode.SetParameter(name, json.dumps(value))
 
-        def connectGui(self, root: Any) -> Any:
-            return _connect(self, root)
+        def connectParametersToGui(self, widgets: dict[str, Any]) -> int:
+            tag = len(self._connections)
+            self._connections[tag] = _connect(self, widgets)
+            return tag
+
+        def connectGui(self, root: Any) -> None:
+            """As Slicer's, which returns no tag, so that nobody can untie what it ties."""
+            children = root.findChildren(qt.QWidget)
+            self.connectParametersToGui({name: w for w in children if (name := w.property("SlicerParameterName"))})
 
         def disconnectGui(self, tag: Any) -> None:
-            self.parameterNode.RemoveObserver(tag)
+            if tag in self._connections:
+                self._connections.pop(tag)()
 
     Wrapper.__name__ = cls.__name__
     return Wrapper
 
 
-def _connect(parameters: Any, root: Any) -> Any:
-    """Tie widgets with the property SlicerParameterName to the parameters, both ways."""
-    widgets = {
-        w.property("SlicerParameterName"): w for w in root.findChildren(qt.QWidget) if w.property("SlicerParameterName")
-    }
+def _connect(parameters: Any, widgets: dict[str, Any]) -> Callable[[], None]:
+    """Tie widgets to parameters, both ways; returns what unties them."""
+    ends = []
     for name, widget in widgets.items():
-        if hasattr(widget, "currentNodeChanged"):
-            widget.currentNodeChanged.connect(lambda node, name=name: setattr(parameters, name, node))
-        else:
-            widget.toggled.connect(lambda checked, name=name: setattr(parameters, name, checked))
+        signal = widget.currentNodeChanged if hasattr(widget, "currentNodeChanged") else widget.toggled
+
+        def store(value: Any, name: str = name) -> None:
+            setattr(parameters, name, value)
+
+        signal.connect(store)
+        ends.append((signal, store))
 
     def show(*_: object) -> None:
         for name, widget in widgets.items():
@@ -113,7 +124,14 @@ def _connect(parameters: Any, root: Any) -> Any:
                 widget.setChecked(value)
 
     show()
-    return parameters.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, show)
+    tag = parameters.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, show)
+
+    def untie() -> None:
+        parameters.parameterNode.RemoveObserver(tag)
+        for signal, store in ends:
+            signal.disconnect(store)
+
+    return untie
 
 
 def install() -> None:
