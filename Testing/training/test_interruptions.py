@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from MambaSegTraining import fold_training
 from MambaSegTraining.__main__ import main
 from MambaSegTraining.batches import Batch, stream_batches
 from MambaSegTraining.case_pool import map_cases
@@ -279,3 +280,30 @@ class _Dying:
 def test_a_process_of_batches_ended_by_the_system_is_told_with_what_to_do() -> None:
     with pytest.raises(EnvironmentProblemError, match=r"makes batches was ended.*fewer --workers"):
         list(stream_batches(_Dying(), range(6), workers=1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), 3, "recompute = true"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 3, "recompute = true"),
+        (RuntimeError("an odd thing"), 1, "Something went wrong in the program itself (RuntimeError: an odd thing)"),
+    ],
+)
+def test_no_failure_ends_in_a_bare_traceback(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    told: str,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    shutil.rmtree(run / "fold_0")
+    monkeypatch.setattr(fold_training, "train_step", fail)
+    assert main(["train", str(run), "--fold", "0", *TRAIN]) == code
+    message = capsys.readouterr().err
+    assert told in message
+    assert "Traceback" not in message

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from MambaSegTraining.recipe import Recipe
-from MambaSegTraining.schedule import learning_rate
+from MambaSegTraining.schedule import learning_rate, momentum
 from MambaSegTraining.settings import read_settings
+from MambaSegTraining.training_state import TrainingState
 
 from MambaSegLib.errors import InputError
 
@@ -62,7 +63,14 @@ def test_a_misspelt_key_is_refused_with_its_place_and_the_right_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"epochs": 0}, {"learning_rate": 0.0}, {"ema_decay": 1.0}, {"foreground_oversampling": 1.5}]
+    "changes",
+    [
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"ema_decay": 1.0},
+        {"foreground_oversampling": 1.5},
+        {"cycle_momentum": True, "schedule": "linear"},
+    ],
 )
 def test_values_that_cannot_be_meant_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
@@ -99,6 +107,48 @@ def test_one_cycle_equals_pytorchs():
         assert learning_rate(recipe, epoch) == pytest.approx(reference.get_last_lr()[0], rel=1e-6, abs=1e-11)
         optimizer.step()
         reference.step() if epoch < 299 else None
+
+
+@pytest.mark.parametrize("name", ["radam", "sgd"])
+def test_the_momentum_of_the_released_multidirectional_trainer_is_that_of_pytorchs_one_cycle(name):
+    """Its OneCycleLR keeps PyTorch's default of cycling the momentum, RAdam's beta 1."""
+    import torch
+
+    released = read_settings(TRAINING / "configs" / "released_multi.toml").recipe
+    recipe = replace(released, optimizer=name, iterations_per_epoch=2)
+    state = TrainingState(torch.nn.Linear(1, 1), recipe, "cpu")
+    optimizer = _pytorchs(name)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-4, total_steps=300, pct_start=0.1, final_div_factor=1e8
+    )
+    for epoch in range(300):
+        for step in (2 * epoch, 2 * epoch + 1):
+            state.set_rate(learning_rate(recipe, step), momentum(recipe, step))
+            assert _momentum(state.optimizer) == pytest.approx(_momentum(optimizer), abs=1e-9)
+        optimizer.step()
+        reference.step() if epoch < 299 else None
+
+
+@pytest.mark.parametrize(("name", "own"), [("radam", 0.9), ("adamw", 0.9), ("sgd", 0.99)])
+def test_other_recipes_leave_the_momentum_alone(name, own):
+    import torch
+
+    recipe = replace(PAPER, optimizer=name, schedule="onecycle")
+    state = TrainingState(torch.nn.Linear(1, 1), recipe, "cpu")
+    state.set_rate(1e-3, momentum(recipe, 5))
+    assert _momentum(state.optimizer) == own
+
+
+def _pytorchs(name):
+    import torch
+
+    weights = [torch.zeros(1, requires_grad=True)]
+    return torch.optim.SGD(weights, lr=1, momentum=0.5) if name == "sgd" else torch.optim.RAdam(weights, lr=1)
+
+
+def _momentum(optimizer):
+    (group,) = optimizer.param_groups
+    return group["betas"][0] if "betas" in group else group["momentum"]
 
 
 def test_a_schedule_by_epoch_keeps_the_rate_within_one():

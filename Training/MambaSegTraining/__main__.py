@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from MambaSegLib.commands.failures import explained
-from MambaSegLib.errors import MambaSegError
+from MambaSegLib.errors import EnvironmentProblemError, MambaSegError
 from MambaSegTraining.commands.bars import case_bar, step_bar
 from MambaSegTraining.commands.device import device_of
 from MambaSegTraining.run_folder import RunFolder
@@ -29,11 +29,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result: int = options.run(options)
     except KeyboardInterrupt:
         return 130
-    except (MambaSegError, OSError) as error:
-        failure = explained(error)
+    except Exception as error:  # noqa: BLE001 (the one place where everything is caught)
+        failure = _explained(error)
         print(f"mambaseg-train: {failure}", file=sys.stderr)
         return failure.exit_code
     return result
+
+
+def _explained(error: Exception) -> MambaSegError:
+    """As `explained`; and where memory runs out, what to do about that in training."""
+    if isinstance(error, (MemoryError, RuntimeError)) and not isinstance(error, MambaSegError):
+        from MambaSegLib.memory_ladder import lacks_memory
+
+        text = str(error).splitlines()[0] if str(error) else "no memory left"
+        if isinstance(error, MemoryError) or lacks_memory(error) or "allocate memory" in text:
+            return EnvironmentProblemError(
+                f"Memory ran out ({text}). Training: set recompute = true in [recipe] and go on with --resume, or plan anew with "
+                "a smaller network.memory_gb or recipe.batch_size. Otherwise end other programs, and ask for fewer --workers."
+            )
+    return explained(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ from MambaSegTraining.provenance import Environments, describe_environment
 from MambaSegTraining.ranks import Ranks
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, RECIPE_FILE, WEIGHTS_FILE, RunFolder
-from MambaSegTraining.schedule import learning_rate
+from MambaSegTraining.schedule import learning_rate, momentum
 from MambaSegTraining.splits import Fold
 from MambaSegTraining.training_log import EpochRecord, TrainingLog
 from MambaSegTraining.training_state import TrainingState
@@ -314,8 +314,7 @@ def train_step(state: TrainingState, batch: Batch, job: FoldJob, readout: Readou
         DivergedError: If loss or gradient is no longer a number.
     """
     recipe, device = job.recipe, torch.device(job.device)
-    for group in state.optimizer.param_groups:
-        group["lr"] = _learning_rate(job, state, state.iteration)
+    state.set_rate(_learning_rate(job, state, state.iteration), momentum(recipe, state.iteration))
     amp = precision_after(recipe.amp, state.recoveries)
     image = batch.image.to(device, non_blocking=True)
     labels = batch.labels.to(device, non_blocking=True)

@@ -24,6 +24,8 @@ class Recipe:
         schedule_step: Whether the learning rate changes at every iteration or once an epoch.
         cosine_period: Half a period of "cosine" in epochs; 0: the whole training.
         warmup_fraction: Share of the training that "onecycle" rises for.
+        cycle_momentum: With "onecycle", lower the optimizer's momentum (beta 1 of "radam" and "adamw") from 0.95 to 0.85 while
+            the learning rate rises, and raise it again while that falls: PyTorch's OneCycleLR does so unless told not to.
         weight_decay: As the optimizer defines it.
         clip_norm: Gradients are scaled down to this norm.
         epochs: Length of the training.
@@ -55,6 +57,7 @@ class Recipe:
     schedule_step: Literal["iteration", "epoch"] = "iteration"
     cosine_period: int = 0
     warmup_fraction: float = 0.1
+    cycle_momentum: bool = False
     weight_decay: float = 3e-5
     clip_norm: float = 12.0
     epochs: int = 300
@@ -87,6 +90,8 @@ class Recipe:
             _refuse(getattr(self, name) < 0, name, getattr(self, name), "0 or more")
         for name in ("foreground_oversampling", "warmup_fraction"):
             _refuse(not 0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        momentum_without_cycle = self.cycle_momentum and self.schedule != "onecycle"
+        _refuse(momentum_without_cycle, "cycle_momentum", "true", f"false with the schedule {self.schedule}")
         _refuse(not 0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 (off) or below 1, such as 0.999")
 
     def changes_from(self, before: Recipe) -> dict[str, tuple[object, object]]:

@@ -61,6 +61,15 @@ class TrainingState:
         """State dictionary of `evaluated_network`."""
         return dict(self.evaluated_network.state_dict())
 
+    def set_rate(self, learning_rate: float, momentum: float | None) -> None:
+        """Set the learning rate of the next step, and its momentum (beta 1) unless that is None."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+            if momentum is not None and "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            elif momentum is not None:
+                group["momentum"] = momentum
+
     def note_dice(self, dice: float) -> bool:
         """Take in a new validation value; True if the smoothed one is the best so far."""
         first = self.smoothed_dice < 0
