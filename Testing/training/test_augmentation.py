@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from MambaSegTraining import augmentation
 from MambaSegTraining.augmentation import augment, nnunet_augmentation, plan_geometric, rotated_extent, seeded_globals
-from MambaSegTraining.patches import Patch, random_generator
+from MambaSegTraining.patches import Patch, cut_patch, random_generator
+from MambaSegTraining.store import StoredCase
 
 from MambaSegLib.plan import Channel, Label, NetworkPlan, Normalization, Plan, StagePlan
 
@@ -111,3 +113,23 @@ def test_thin_patches_are_augmented_slice_by_slice(plan):
         image, labels = augment(nnunet_augmentation(thin), patch, (False,), random_generator((seed,), 0))
         assert image.shape == (1, 4, 32, 32)
         assert labels.shape == (4, 32, 32)
+
+
+@pytest.mark.parametrize("size", [SIZE, (7, 9, 11), (5, 15, 14)])
+def test_a_patch_that_is_neither_turned_nor_scaled_is_where_it_was_meant_to_be(plan, size, monkeypatch):
+    """Whether its sides are even or odd: a patch at the border would else reach a voxel beyond the image."""
+    monkeypatch.setattr(augmentation, "_intensity", lambda geometric: [])
+    image = np.random.default_rng(0).normal(size=(1, 24, 26, 25)).astype(np.float32)
+    case = StoredCase("a", image, (image[0] > 1).astype(np.uint8), {})
+    transform = nnunet_augmentation(replace(plan, network=replace(plan.network, patch_size=size), mirror_axes=()))
+    untouched = 0
+    for seed in range(40):
+        wide, plain = (
+            cut_patch(case, size, False, random_generator((seed,)), wider)
+            for wider in (plan_geometric(size).initial_size, None)
+        )
+        found, labels = augment(transform, wide, (False,), random_generator((seed, 1)))
+        if np.array_equal(found.numpy(), plain.image):
+            assert np.array_equal(labels.numpy(), plain.labels)
+            untouched += 1
+    assert 15 <= untouched < 40  # 0.8 x 0.8 of them

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from MambaSegTraining.commands.bars import step_bar
 from MambaSegTraining.fold_training import FoldJob, train_fold
 from MambaSegTraining.pictures import draw_predictions, fullest_slice, overlay
 from MambaSegTraining.run_folder import RunFolder
-from MambaSegTraining.training_log import EpochRecord
+from MambaSegTraining.training_log import EpochRecord, TrainingLog
 
 from MambaSegLib.errors import EnvironmentProblemError
 from MambaSegLib.progress import Progress
@@ -128,3 +129,12 @@ def test_the_share_of_time_spent_waiting_for_batches_is_what_was_waited(monkeypa
         for _ in watch.waiting_for(batches(4, each)):
             now[0] += 1
         assert watch.finish_epoch() == (4 * (each + 1), share)
+
+
+def test_a_structure_that_no_patch_holds_has_no_dice_instead_of_0(tmp_path: Path) -> None:
+    record = EpochRecord(0, 5, 1e-3, 0.5, (None, 0.5), 0.5, 1.0, 2.0, 0.1)
+    TrainingLog(tmp_path, ("rare", "usual"), keep_epochs=0).add(record)
+    head, row = (tmp_path / "log.csv").read_text().splitlines()
+    assert head.endswith(",patch_dice_rare,patch_dice_usual")
+    assert row.endswith(",,0.5")
+    assert TrainingLog(tmp_path, ("rare", "usual"), keep_epochs=1).records == [record]

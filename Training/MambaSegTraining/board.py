@@ -45,7 +45,8 @@ class Board:
         }
         if record.mean_patch_dice is not None:
             points["patch Dice/mean"] = record.mean_patch_dice
-        points |= {f"patch Dice/{name}": value for name, value in zip(self._labels, record.patch_dice, strict=False)}
+        pairs = zip(self._labels, record.patch_dice, strict=False)
+        points |= {f"patch Dice/{name}": value for name, value in pairs if value is not None}
         for name, value in points.items():
             self._writer.add_scalar(name, value, record.iteration)
         self._writer.flush()

@@ -365,7 +365,7 @@ def _measure_epoch(training: _Training) -> EpochRecord:
         iteration=state.iteration,
         learning_rate=_learning_rate(job, state, state.iteration - 1),
         train_loss=state.loss_sum / steps,
-        patch_dice=tuple(0.0 if math.isnan(value) else value for value in dice),
+        patch_dice=tuple(None if math.isnan(value) else value for value in dice),
         mean_patch_dice=sum(defined) / len(defined) if defined else None,
         gradient_norm=state.norm_sum / steps,
         seconds=seconds,
@@ -425,7 +425,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 def _report(record: EpochRecord, epochs: int, clock: Clock) -> None:
     left = clock.progress(record.iteration).seconds_left or 0.0
-    dice = " ".join(f"{value:.3f}" for value in record.patch_dice) or "-"
+    dice = " ".join("-" if value is None else f"{value:.3f}" for value in record.patch_dice) or "-"
     log.info(
         "epoch %d/%d  loss %.4f  patch Dice %s  rate %.2e  %.0f s (%.0f %% waiting)  left %s",
         record.epoch + 1, epochs, record.train_loss, dice, record.learning_rate, record.seconds,

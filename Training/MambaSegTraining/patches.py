@@ -70,7 +70,10 @@ def cut_patch(
     """
     wider = wider or size
     start = _random_start(case, size, on_foreground, generator)
-    return cut(case, [begin - (want - have) // 2 for begin, want, have in zip(start, wider, size, strict=True)], wider)
+    # Rounded as the augmentation rounds when it takes the middle of what was cut.
+    return cut(
+        case, [begin - (want // 2 - have // 2) for begin, want, have in zip(start, wider, size, strict=True)], wider
+    )
 
 
 def cut_center(case: StoredCase, size: IntTriple) -> Patch:

@@ -21,7 +21,8 @@ class EpochRecord:
         iteration: Steps done at its end.
         learning_rate: Of its last step.
         train_loss: Mean over its steps.
-        patch_dice: Pooled Dice on patches of the validation cases, per structure; () where none was taken.
+        patch_dice: Pooled Dice on patches of the validation cases, per structure; None for one that is neither in them nor
+            predicted; () where none was taken.
         mean_patch_dice: Their mean; None where none was taken.
         gradient_norm: Mean over its steps, before clipping.
         seconds: Time of the epoch, the check on the validation cases included.
@@ -33,7 +34,7 @@ class EpochRecord:
     iteration: int
     learning_rate: float
     train_loss: float
-    patch_dice: tuple[float, ...]
+    patch_dice: tuple[float | None, ...]
     mean_patch_dice: float | None
     gradient_norm: float
     seconds: float
