@@ -8,6 +8,7 @@ numba's disk cache watches the file of the function called from Python only; `co
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ _CONTRACT = ("contract",)
 # that a decay close to 1 stays close to 1 over thousands of steps. (The Taylor polynomial of this degree is off by 3e-6.)
 _EXP2_COEFFICIENTS = (1.326472731e-3, 9.671512991e-3, 5.550733581e-2, 2.402224243e-1, 6.931470037e-1, 1.0)
 
+_log = logging.getLogger(__name__)
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Value = Any
 """An LLVM value; llvmlite has no types that mypy could read."""
@@ -56,7 +59,27 @@ def compiled(function: Function) -> Function:
         uncached: Function = compile_(function, nogil=True, error_model="numpy")
         return uncached
     _watch_kernel_sources(result)
+    _do_without_disk(result)
     return result
+
+
+def _do_without_disk(function: Any) -> None:
+    """A full disk or a damaged file costs the time to compile, not the work."""
+    cache: Any = getattr(function, "_cache", None)
+
+    def tried(step: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*arguments: Any) -> Any:
+            try:
+                return step(*arguments)
+            except Exception as problem:  # noqa: BLE001 - what a damaged file makes of pickle is anything
+                _log.info("compiled code of %s is not kept on disk: %s", function.__name__, problem)
+                return None
+
+        return attempt
+
+    for name in ("load_overload", "save_overload"):
+        if hasattr(cache, name):
+            setattr(cache, name, tried(getattr(cache, name)))
 
 
 def _watch_kernel_sources(function: Any) -> None:

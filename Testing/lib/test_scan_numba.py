@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -286,6 +287,25 @@ def test_kernels_are_compiled_again_after_a_change_of_any_file_they_are_made_of(
     assert len(list(cache.rglob("*.nbc"))) == 2 * len(before)
     (library / "scan" / "paths.py").touch()
     assert run_with_cache(cache, FILL_ROWS, settings) == 1
+
+
+@vector_ir.compiled
+def doubled(x):
+    return 2 * x
+
+
+def test_kernels_run_without_room_for_them_on_disk_and_in_spite_of_damaged_files(monkeypatch, tmp_path):
+    file, path = doubled._cache._cache_file, tmp_path / "cache.nbi"
+    monkeypatch.setattr(file, "_index_path", str(path))
+    path.write_bytes(b"damaged")
+    assert doubled(3) == 6  # neither read nor written
+    path.unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file, "save", full)
+    assert doubled(3.5) == 7
 
 
 def test_avx512_is_left_alone_where_numba_does_not_compile_for_it(monkeypatch):
