@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OLDEST_CAPABILITY = (7, 5)
 """What Triton compiles for: Turing (2018) and later."""
+OLDEST_TRITON = (3, 3)
+"""Older ones do not take tuples that run-time values are in."""
 MOST_TOKENS = 2**31 - 2**14
 """Positions are counted in 32 bits, beyond the end of the last chunk; offsets in 64."""
 
@@ -45,9 +47,11 @@ def why_no_triton(device: str) -> str | None:
     if capability < OLDEST_CAPABILITY:
         return f"this GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 7.5 or newer"
     try:
-        import triton  # noqa: F401
+        import triton
     except Exception as error:  # noqa: BLE001 - a mismatched build raises whatever it likes; the person gets its words
         return f"triton cannot be imported ({type(error).__name__}: {error}); pip install triton, on Windows triton-windows"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {triton.__version__} is too old for its kernels: 3.3 comes with PyTorch 2.7"
     return None
 
 

@@ -86,12 +86,12 @@ def chunk_leaving(
     total = tl.zeros((BLOCK_D,), tl.float32)
     t = (slot + 2) * CHUNK - 1
     spot = place(path, t)
-    columns, sources = (d, n, is_d, is_n), ((delta, dout), (delta_row, dout_row), (C,), (C_row,), z, z_row)
-    coming, _, spot = load_ahead(sources, path, spot, t, length, columns, UNROLL, True)
-    for _ in range(0, CHUNK, UNROLL):
+    columns, sources = (d, n, is_d, is_n), ((delta, dout), (delta_row, dout_row), (C,), (C_row,))
+    coming, _, spot = load_ahead(sources, z, z_row, path, spot, t, length, columns, UNROLL, True)
+    for _step in range(0, CHUNK, UNROLL):  # Triton 3.4 takes _ for one variable, which must not change its type
         here = coming
         # Those of chunk 0 at the very end: there, and not used.
-        coming, _, spot = load_ahead(sources, path, spot, t - UNROLL, length, columns, UNROLL, True)
+        coming, _, spot = load_ahead(sources, z, z_row, path, spot, t - UNROLL, length, columns, UNROLL, True)
         for j in tl.static_range(UNROLL):
             now_d = until(d, is_d, t - j, length)
             delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)
@@ -202,12 +202,12 @@ def chunk_gradients(
     kept = kept + (pair.to(tl.int64) * chunks_here + here) * (CHUNK // KEPT * N * D) + in_block
     t = chunk * CHUNK
     spot = place(path, t)
-    sources = ((delta, u), (delta_row, u_row), (B,), (B_row,), None, 0)
-    coming, _, spot = load_ahead(sources, path, spot, t, length, columns, KEPT, False)
+    sources = ((delta, u), (delta_row, u_row), (B,), (B_row,))
+    coming, _, spot = load_ahead(sources, None, 0, path, spot, t, length, columns, KEPT, False)
     for segment in range(CHUNK // KEPT):
         tl.store(kept + segment * (N * D), h, mask=inside)
         present = coming
-        coming, _, spot = load_ahead(sources, path, spot, t + KEPT, length, columns, KEPT, False)
+        coming, _, spot = load_ahead(sources, None, 0, path, spot, t + KEPT, length, columns, KEPT, False)
         for j in tl.static_range(KEPT):
             delta2 = time_step(present[3 * j] + shift, until(d, is_d, t + j, length), SOFTPLUS)
             h = updated(h, delta2, rates, present[3 * j + 1], present[3 * j + 2])
@@ -221,13 +221,13 @@ def chunk_gradients(
     parts = ((block * (tl.num_programs(1)) + pair).to(tl.int64) * chunks_here + here) * (CHUNK * N)
     t = (chunk + 1) * CHUNK - 1
     spot = place(path, t)
-    sources = ((delta, u, dout), (delta_row, u_row, dout_row), (B, C), (B_row, C_row), z, z_row)
-    coming, coming_rows, spot = load_ahead(sources, path, spot, t, length, columns, KEPT, True)
+    sources = ((delta, u, dout), (delta_row, u_row, dout_row), (B, C), (B_row, C_row))
+    coming, coming_rows, spot = load_ahead(sources, z, z_row, path, spot, t, length, columns, KEPT, True)
     for backward_segment in range(CHUNK // KEPT):
         segment = CHUNK // KEPT - 1 - backward_segment
         h = tl.load(kept + segment * (N * D), mask=inside, other=0.0)
         present, rows = coming, coming_rows
-        coming, coming_rows, spot = load_ahead(sources, path, spot, t - KEPT, length, columns, KEPT, True)
+        coming, coming_rows, spot = load_ahead(sources, z, z_row, path, spot, t - KEPT, length, columns, KEPT, True)
         states, deltas = (), ()
         for j in tl.static_range(KEPT - 1, -1, -1):
             delta2 = time_step(present[OPERANDS * j] + shift, until(d, is_d, t - j, length), SOFTPLUS)

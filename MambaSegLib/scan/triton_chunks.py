@@ -35,12 +35,14 @@ def channel_vector(vector, group, d, is_d, D: tl.constexpr, BLOCK_D: tl.constexp
 
 
 @kernel
-def load_ahead(sources, path, spot, t, length, columns, COUNT: tl.constexpr, BACKWARD: tl.constexpr):
+def load_ahead(sources, z, z_row, path, spot, t, length, columns, COUNT: tl.constexpr, BACKWARD: tl.constexpr):
     """Operands of COUNT positions from t on (or back), their rows, and the spot behind them.
 
     Args:
         sources: Tensors of rows (D,) at the direction's and batch entry's first row, and their steps from row to row; the same
-            for rows (N,); and for the gate, None and any step if there is none.
+            for rows (N,).
+        z: The gate's rows, None if there is none; not among the sources, since Triton 3.3 takes no None in a tuple.
+        z_row: Their step.
         path: From `read_path`.
         spot: Of position t, from `place`.
         t: First position.
@@ -49,7 +51,7 @@ def load_ahead(sources, path, spot, t, length, columns, COUNT: tl.constexpr, BAC
         COUNT: How many positions.
         BACKWARD: Whether they lead to smaller t.
     """
-    by_channel, channel_steps, by_state, state_steps, z, z_step = sources
+    by_channel, channel_steps, by_state, state_steps = sources
     d, n, is_d, is_n = columns
     found, rows = (), ()
     for j in tl.static_range(COUNT):
@@ -61,7 +63,7 @@ def load_ahead(sources, path, spot, t, length, columns, COUNT: tl.constexpr, BAC
         for i in tl.static_range(len(by_state)):
             found = found + (load_row(by_state[i], row, state_steps[i], n, now_n),)
         if z is not None:
-            found = found + (load_row(z, row, z_step, d, now_d),)
+            found = found + (load_row(z, row, z_row, d, now_d),)
         rows = rows + (row,)
         spot = previous_place(path, spot) if BACKWARD else next_place(path, spot)
     return found, rows, spot

@@ -74,11 +74,11 @@ def chunk_ends(
     total = tl.zeros((BLOCK_D,), tl.float32)
     t = chunk * CHUNK
     spot = place(path, t)
-    columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B,), (B_row,), None, 0)
-    coming, _, spot = load_ahead(sources, path, spot, t, length, columns, UNROLL, False)
-    for _ in range(0, CHUNK, UNROLL):
+    columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B,), (B_row,))
+    coming, _, spot = load_ahead(sources, None, 0, path, spot, t, length, columns, UNROLL, False)
+    for _step in range(0, CHUNK, UNROLL):  # Triton 3.4 takes _ for one variable, which must not change its type
         here = coming
-        coming, _, spot = load_ahead(sources, path, spot, t + UNROLL, length, columns, UNROLL, False)
+        coming, _, spot = load_ahead(sources, None, 0, path, spot, t + UNROLL, length, columns, UNROLL, False)
         for j in tl.static_range(UNROLL):
             delta2 = time_step(here[3 * j] + shift, until(d, is_d, t + j, length), SOFTPLUS)
             h = updated(h, delta2, rates, here[3 * j + 1], here[3 * j + 2])
@@ -199,11 +199,13 @@ def chunk_outputs(
     h = tl.load(started + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
     t = chunk * CHUNK
     spot = place(path, t)
-    columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B, C), (B_row, C_row), z, z_row)
-    coming, coming_rows, spot = load_ahead(sources, path, spot, t, length, columns, UNROLL, False)
-    for _ in range(0, CHUNK, UNROLL):
+    columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B, C), (B_row, C_row))
+    coming, coming_rows, spot = load_ahead(sources, z, z_row, path, spot, t, length, columns, UNROLL, False)
+    for _step in range(0, CHUNK, UNROLL):  # Triton 3.4 takes _ for one variable, which must not change its type
         here, rows = coming, coming_rows
-        coming, coming_rows, spot = load_ahead(sources, path, spot, t + UNROLL, length, columns, UNROLL, False)
+        coming, coming_rows, spot = load_ahead(
+            sources, z, z_row, path, spot, t + UNROLL, length, columns, UNROLL, False
+        )
         for j in tl.static_range(UNROLL):
             now_d = until(d, is_d, t + j, length)
             delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)

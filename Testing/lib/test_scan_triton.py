@@ -297,6 +297,17 @@ def test_it_refuses_gpus_triton_does_not_compile_for_and_kernels_that_compute_no
     assert reason.startswith("a tiny scan failed on cuda:7")
 
 
+def test_it_asks_for_a_triton_that_takes_its_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr("triton.__version__", "3.2.0")
+    reason = triton_backend.why_unavailable("cuda:6", needs_gradient=False)
+    assert "triton 3.2.0 is too old" in reason
+    assert "PyTorch 2.7" in reason
+    monkeypatch.setattr("triton.__version__", "3.10.0+git1234")
+    assert triton_backend.why_no_triton("cuda:6") is None
+
+
 @pytest.mark.parametrize("states", [1, 8, 32, 100, 256])
 @pytest.mark.parametrize(
     ("channels", "length"), [(1, 1), (64, 1_769_472), (640, 864), (100, triton_backend.MOST_TOKENS)]
