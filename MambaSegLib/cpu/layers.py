@@ -31,6 +31,8 @@ RING_BYTES = 1 << 20
 """Transformed input planes of one task: about a second-level cache."""
 ROWS_PER_PASS = 192
 """Products per pass over the weights: enough that reading weights costs little beside using them."""
+PRODUCTS_PER_THREAD = 1 << 26
+"""Multiplications that are worth another thread: about ten times what starting one takes."""
 _NO_IMAGE = np.zeros((1, 1, 1, 1), np.float32)
 # Lavin & Gray, arXiv 1509.09308, for the points 0, 1, -1, 2, -2 and infinity; `winograd_input` has the other matrix.
 _WINOGRAD_WEIGHTS = np.array(
@@ -211,14 +213,19 @@ class Convolution:
         return Window(np.array(numbers, np.int64), self._winograd, self._depth, self._panels, self._bias, group)
 
     def _strips(self, window: Window, threads: int) -> list[Strip]:
-        """Strips along Y that fit the cache; where they are fewer than threads, channels are divided, too."""
+        """Strips along Y that fit the cache; where they are fewer than threads, smaller ones, and channels are divided, too."""
         depth, height, width = (int(n) for n in window.sizes[3:6])
         per_tap = window.depth if self._winograd else window.depth // self._kernel[2]
         per_row = 4 * per_tap * (POINTS * ceil(width / OUTPUTS) if self._winograd else width * self._stride[2])
         planes = (window.group - 1) * self._stride[0] + self._kernel[0]
-        rows = max(2 * self._kernel[1], RING_BYTES // (per_row * planes * self._stride[1]))
+        fewest = 2 * self._kernel[1]
+        rows = max(fewest, RING_BYTES // (per_row * planes * self._stride[1]))
         count = ceil(height / rows)
-        count = ceil(count / threads) * threads if count >= threads else count
+        products = depth * height * width * window.panels.size // (OUTPUTS if self._winograd else 1)
+        if count >= threads:
+            count = ceil(count / threads) * threads
+        else:
+            count = max(count, min(threads, products // PRODUCTS_PER_THREAD, height // fewest))
         edges = np.linspace(0, height, min(count, height) + 1).round().astype(int)
         panels = window.panels.shape[0]
         shares = min(panels, max(1, threads // (len(edges) - 1)))

@@ -98,6 +98,21 @@ def test_a_convolution_and_the_statistics_of_its_output_are_those_of_pytorch(
     )
 
 
+@pytest.mark.parametrize(
+    ("sizes", "tasks"), [((12, 96, 96), 16), ((12, 24, 96), 4), ((2, 8, 8), 1)], ids=["large", "flat", "small"]
+)
+def test_a_convolution_keeps_as_many_threads_busy_as_its_work_is_worth(sizes, tasks):
+    """Strips of the cache's size would be 6, 2 and 1; flat ones would spend their time on the rows around them."""
+    module = nn.Conv3d(32, 32, 3, padding=1).requires_grad_(False)
+    convolution, made = Convolution(module, (32,)), []
+    original = convolution._strips
+    convolution._strips = lambda *arguments: made.append(original(*arguments)) or made[-1]
+    image = torch.randn(1, 32, *sizes)
+    found, _ = convolution.run([feature_map(image)], Workspace(), 16)
+    assert error(tensor_of(found), module(image)) < LAYER_TOLERANCE
+    assert len(made[0]) == tasks
+
+
 def test_channels_that_only_fill_up_a_vector_stay_zero():
     module = nn.Conv3d(17, 21, 3, padding=1).requires_grad_(False)
     raw, moments = Convolution(module, (17,)).run([feature_map(torch.randn(1, 17, 3, 4, 5))], Workspace(), 1)
