@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
-from MambaSegmentationLib.conversion import RAS_TO_LPS, imageData, labelsFromSegmentation
+from MambaSegmentationLib.conversion import RAS_TO_LPS, fitRegion, imageData, labelsFromSegmentation
 from MambaSegmentationLib.worker import libraryEnvironment
 
 from MambaSegLib.atomic import new_file
 from MambaSegLib.errors import EnvironmentProblemError, InputError
+from MambaSegLib.geometry import Array
 from MambaSegLib.label_writing import check_output_path
 from MambaSegLib.volume import Volume
 from MambaSegView.probe import is_readable, read
@@ -34,19 +35,16 @@ def add_image(scene: Any, volume: Volume) -> tuple[Any, ...]:
     return tuple(nodes)
 
 
-def add_region(scene: Any, image: Any, bounds_ras_mm: tuple[float, ...] | None) -> Any:
-    """Add a box that can be dragged in the views; by default it holds the middle third of the image along each axis."""
-    if bounds_ras_mm is None:
-        whole = [0.0] * 6
-        image.GetRASBounds(whole)
-        low, high = np.array(whole[0::2]), np.array(whole[1::2])
-        low, high = low + (high - low) / 3, high - (high - low) / 3
-    else:
-        low, high = np.array(bounds_ras_mm[0::2]), np.array(bounds_ras_mm[1::2])
+def add_region(scene: Any, image: Any, bounds_ras_mm: tuple[float, ...] | None, largest_mm: Array | None = None) -> Any:
+    """Add a box that can be dragged in the views; without bounds it holds the image, or its middle as large as named."""
     node = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Region")
     node.CreateDefaultDisplayNodes()
-    node.SetCenter(*((low + high) / 2).tolist())
-    node.SetSize(*(high - low).tolist())
+    if bounds_ras_mm is None:
+        fitRegion(node, image, largest_mm)
+    else:
+        low, high = np.array(bounds_ras_mm[0::2]), np.array(bounds_ras_mm[1::2])
+        node.SetCenter(*((low + high) / 2).tolist())
+        node.SetSize(*(high - low).tolist())
     node.GetDisplayNode().SetFillOpacity(0.0)
     node.GetDisplayNode().SetPropertiesLabelVisibility(False)
     return node

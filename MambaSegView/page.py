@@ -20,17 +20,20 @@ html { overflow: hidden; }
 SLICE_COLORS = {"Axial": "#F34A33", "Coronal": "#6DAD4A", "Sagittal": "#EFD64D"}
 
 
-def build(server: Any, layouts: Any, actions: Any) -> Any:
+def build(server: Any, layouts: Any, actions: Any, key: str) -> Any:
     """Make the page.
 
     Args:
         server: trame's server.
         layouts: trame-slicer's layout manager, which puts the views in place.
         actions: Object with a method for each button.
+        key: What the page's address must carry.
     """
     with VAppLayout(server) as page:
         page.root.theme = "dark"
         client.Style(STYLE)
+        # The connection takes the key out of the address; without it, a page that is loaded again would stay empty.
+        client.Script(f"history.replaceState(null, '', '?secret={key}')")
         with v3.VAppBar(density="compact", flat=True, border="b"):
             v3.VAppBarTitle("Mamba Segmentation")
             html.Div("{{ image }}", classes="text-medium-emphasis text-body-2 px-4", id="image")
@@ -58,7 +61,7 @@ def slice_view(server: Any, view_id: str, view: Any) -> None:
 
 
 def _model() -> None:
-    with html.Div(classes="d-flex align-center ga-1"):
+    with html.Div(classes="d-flex align-center ga-1", title=("model",)):
         v3.VSelect(
             label="Model",
             v_model=("model",),

@@ -22,7 +22,7 @@ def serve(settings: Settings) -> None:
     """
     key = new_key()
     server = get_server("mambaseg", client_type="vue3")
-    Viewer(server, settings)
+    Viewer(server, settings, key)
     server.controller.on_server_bind.add(lambda web: web.app.middlewares.append(guard(settings.host)))
     server.controller.on_server_ready.add(lambda **_: _announce(server, settings, key))
     # trame reads its own options from the command line of the process: it gets its words, not ours.

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import slicer
 from MambaSegmentationLib.channels import suggestedNodes
-from MambaSegmentationLib.conversion import RAS_TO_LPS, labelsFromSegmentation
+from MambaSegmentationLib.conversion import RAS_TO_LPS, labelsFromSegmentation, trainedExtent
 from MambaSegmentationLib.logic import DEFAULT_MODEL, Segmenter
 
+from MambaSegLib.bundle import load_bundle
 from MambaSegLib.errors import InputError
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegView.nodes import add_image, add_region, add_segmentation, save_segmentation
@@ -121,7 +122,9 @@ class Session:
     def set_region(self, wanted: bool) -> None:
         """Show or hide the box that limits the work; it keeps its place while it is hidden."""
         if wanted and self._region is None:
-            self._region = add_region(self._app.scene, self.images[0], self._settings.region_ras_mm)
+            plan = load_bundle(self.first_model, models_dir=self._settings.models_folder).manifest.plan
+            largest_mm = trainedExtent(plan)
+            self._region = add_region(self._app.scene, self.images[0], self._settings.region_ras_mm, largest_mm)
         if self._region is not None:
             self._region.SetDisplayVisibility(wanted)
 

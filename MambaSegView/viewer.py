@@ -37,8 +37,8 @@ class Viewer(TrameApp):  # type: ignore[misc] # trame has no types
         session: What is loaded and going on.
     """
 
-    def __init__(self, server: Any, settings: Settings) -> None:
-        """Load everything and build the page.
+    def __init__(self, server: Any, settings: Settings, key: str) -> None:
+        """Load everything and build the page, whose address carries a key.
 
         Raises:
             InputError: If the segmentation or the model to start with cannot be read.
@@ -56,7 +56,7 @@ class Viewer(TrameApp):  # type: ignore[misc] # trame has no types
             self.session.open(settings.segmentation, settings.segmentation.name)
         self._models = _choices(self.session)
         self._fill_state()
-        self.ui = page.build(self.server, layouts, self)
+        self.ui = page.build(self.server, layouts, self, key)
         self.server.controller.on_server_ready.add(self._begin)
         self.server.controller.on_server_exited.add(lambda **_: self.session.close())
 

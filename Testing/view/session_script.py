@@ -15,6 +15,7 @@ from trame_slicer.core import SlicerApp
 
 from MambaSegLib.errors import MambaSegError
 from MambaSegLib.volume_io import read_volume
+from MambaSegView.nodes import add_region
 from MambaSegView.session import Session
 from MambaSegView.settings import Settings
 
@@ -52,6 +53,10 @@ def main(folder: Path) -> dict[str, Any]:
     bounds = [0.0] * 6
     session.region.GetRASBounds(bounds)
     said["region"] = bounds
+    said["new region"] = add_region(slicer.mrmlScene, image, None, (3.0, 1000.0, 1000.0)).GetSize()
+    whole = [0.0] * 6
+    image.GetRASBounds(whole)
+    said["whole"] = [high - low for low, high in zip(whole[::2], whole[1::2], strict=True)]
     session.set_region(False)
     said["region off"] = session.region is None
     return said

@@ -151,6 +151,11 @@ def test_a_model_tells_what_it_is_for(page):
     page.click("text=Close")
 
 
+def test_a_page_that_is_loaded_again_shows_the_same(page):
+    page.reload()
+    page.wait_for_selector("#segment", timeout=60_000)
+
+
 def test_without_the_key_nothing_is_shown(server, page):
     other = page.context.browser.new_page()
     other.goto(server.url.partition("?")[0])

@@ -105,3 +105,7 @@ def test_the_region_is_where_the_command_line_put_it(said):
     assert said["no region"]
     assert said["region"] == pytest.approx([-10, 0, -5, 5, 1, 9])
     assert said["region off"]
+
+
+def test_a_new_region_is_no_larger_than_what_the_model_knows(said):
+    assert said["new region"] == pytest.approx([3.0, *said["whole"][1:]])
