@@ -18,13 +18,15 @@ from MambaSegTraining.case_sources import case_key, is_current
 from MambaSegTraining.divergence import DivergedError, check_weights, keep_copy, precision_after, rate_factor
 from MambaSegTraining.files import load_checkpoint, load_weights, save_checkpoint
 from MambaSegTraining.fingerprint import dataset_of
-from MambaSegTraining.fold_training import LAST_EPOCH_FILE, FoldJob, train_fold
+from MambaSegTraining.fold_training import LAST_EPOCH_FILE, FoldJob, train_fold, train_step
 from MambaSegTraining.patch_check import patch_dice
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.settings import read_settings
 from MambaSegTraining.store import read_record
+from MambaSegTraining.training_state import TrainingState
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.networks import create_network
 from MambaSegLib.readout import exclusive_classes
 
 
@@ -282,6 +284,40 @@ def test_no_recovery_is_tried_where_the_recipe_wants_none(job):
 def test_the_first_recovery_lowers_the_rate_and_the_second_also_leaves_mixed_precision():
     assert [rate_factor(count) for count in range(4)] == [1, 0.5, 0.25, 0.125]
     assert [precision_after("bf16", count) for count in range(4)] == ["bf16", "bf16", "off", "off"]
+
+
+def test_gradients_that_stay_broken_in_fp16_are_a_divergence_and_not_skipped_forever(job):
+    """A scaler leaves out a step whose gradient is no number and goes on with half the scale, to 0 if need be."""
+
+    class Scaler:
+        scale_now = 2.0**-11
+
+        def scale(self, loss):
+            return loss
+
+        def unscale_(self, optimizer):
+            pass
+
+        def step(self, optimizer):
+            pass
+
+        def update(self):
+            pass
+
+        def is_enabled(self):
+            return True
+
+        def get_scale(self):
+            return self.scale_now
+
+    plan, fold = job.run.read_plan(), job.run.read_fold(0)
+    state = TrainingState(create_network(plan.network), job.recipe, "cpu")
+    state.scaler = Scaler()
+    batch = PatchBatches(job.run.store, fold.train, plan, job.recipe, 0)[0]
+    with pytest.raises(DivergedError, match="no number in fp16"):
+        train_step(state, batch, job, exclusive_classes(3))
+    Scaler.scale_now = 1.0
+    train_step(state, batch, job, exclusive_classes(3))
 
 
 def test_an_epoch_that_ends_with_broken_weights_is_not_kept():

@@ -61,6 +61,8 @@ ENVIRONMENT_FILE = "environment.json"
 LAST_EPOCH_FILE = "last_epoch.pt"
 LOCK_FILE = "train.lock"
 PICTURES = "pictures"
+SMALLEST_SCALE = 2.0**-10
+"""A gradient scaler begins at 2^16 and halves at every overflow: below this, it is not overflow that makes gradients bad."""
 
 log = logging.getLogger(__name__)
 
@@ -333,6 +335,8 @@ def train_step(state: TrainingState, batch: Batch, job: FoldJob, readout: Readou
         raise _diverged(state, job, image, f"The gradient is {norm}")
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if state.scaler.is_enabled() and state.scaler.get_scale() < SMALLEST_SCALE:
+        raise _diverged(state, job, image, "The gradient is no number in fp16, however little it is scaled up")
     if state.average is not None:
         state.average.update_parameters(state.network)
     state.iteration += 1
