@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from MambaSegLib.scan.probe import disagreement
 from MambaSegLib.scan.triton_backend import why_no_triton
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE_TOLERANCE = 1e-4
-"""A right kernel in float32 differs from PyTorch by about 1e-6."""
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_VOXELS = 2**31 - 2**14
 """Voxels are counted in 32 bits, beyond the end of the last block; offsets in 64."""
@@ -120,15 +119,7 @@ def why_unavailable(device: str) -> str | None:
 
 
 def _probe_failure(device: str) -> str | None:
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
-            found, wanted = _probe(device, fused=True), _probe(device, fused=False)
-        difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
-    except torch.OutOfMemoryError:  # says nothing about the kernels: the answer would be kept when memory is free again
-        raise
-    except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
-        return f"a tiny map failed on {device} ({type(error).__name__}: {error})"
-    return None if difference < PROBE_TOLERANCE else f"a tiny map on {device} is off by {difference:.2g}"
+    return disagreement("a tiny map", device, lambda: _probe(device, fused=True), lambda: _probe(device, fused=False))
 
 
 def _probe(device: str, fused: bool) -> list[Tensor]:
@@ -139,5 +130,6 @@ def _probe(device: str, fused: bool) -> list[Tensor]:
     x, residual, outer = (torch.randn((1, 3, 2, 3, 5), generator=generator, **kind).to(device) for _ in range(3))
     norm = nn.InstanceNorm3d(3, affine=True, dtype=torch.float32, device=device)
     leaves = [x.requires_grad_(), residual.requires_grad_(), norm.weight, norm.bias]
-    y = norm_activation(x, norm, residual, 0.1) if fused else functional.leaky_relu(norm(x) + residual, 0.1)
-    return [y.detach(), *torch.autograd.grad(y, leaves, outer)]
+    with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+        y = norm_activation(x, norm, residual, 0.1) if fused else functional.leaky_relu(norm(x) + residual, 0.1)
+        return [y.detach(), *torch.autograd.grad(y, leaves, outer)]

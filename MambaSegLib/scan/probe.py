@@ -1,4 +1,4 @@
-"""Does a GPU backend compute the right thing on this device? Asked once, with a tiny scan, before anyone relies on it."""
+"""Do kernels compute the right thing on this device? Asked once, with a tiny problem, before anyone relies on them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,44 @@ from MambaSegLib.scan.arguments import Convolution, Scan
 from MambaSegLib.scan.order import NATURAL_ORDER
 
 PROBE_TOLERANCE = 1e-4
-"""A right kernel in float32 differs from the specification by about 1e-6."""
+"""A right kernel in float32 differs from what it is compared with by about 1e-6."""
 
 RunScan = Callable[[Scan], tuple[Tensor, Tensor]]
 Convolve = Callable[[Convolution], Tensor]
 
 
 def probe_failure(run_scan: RunScan, convolve: Convolve, device: str, with_gradient: bool = False) -> str | None:
-    """Compare a tiny convolution and scan with the specification; what is wrong, or None.
+    """Compare a tiny convolution and scan with the specification; as `disagreement`."""
+    from MambaSegLib.scan import pytorch_backend
+
+    specification = pytorch_backend.selective_scan_sequential, pytorch_backend.causal_conv1d
+    return disagreement(
+        "a tiny scan",
+        device,
+        lambda: _results(run_scan, convolve, device, with_gradient),
+        lambda: _results(*specification, device, with_gradient),
+    )
+
+
+def disagreement(
+    what: str, device: str, found: Callable[[], list[Tensor]], wanted: Callable[[], list[Tensor]]
+) -> str | None:
+    """What is wrong with kernels that compute what was found on a device instead of what was wanted; None if nothing is.
 
     A build for another GPU, a missing compiler or a broken driver show only when something runs.
 
     Raises:
         torch.OutOfMemoryError: If the device has no memory for it now.
     """
-    from MambaSegLib.scan import pytorch_backend
-
     try:
         with torch.inference_mode(False):
-            found = _results(run_scan, convolve, device, with_gradient)
-            wanted = _results(
-                pytorch_backend.selective_scan_sequential, pytorch_backend.causal_conv1d, device, with_gradient
-            )
-        difference = max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
-    except torch.OutOfMemoryError:  # says nothing about the backend: the answer would be kept when memory is free again
+            differences = [(a - b).abs().max() for a, b in zip(found(), wanted(), strict=True)]
+            largest = float(torch.stack(differences).max())  # which a NaN is, unlike for Python's max
+    except torch.OutOfMemoryError:  # says nothing about the kernels: the answer would be kept when memory is free again
         raise
     except Exception as error:  # noqa: BLE001 - a broken build raises whatever it likes; the person gets its words
-        return f"a tiny scan failed on {device} ({type(error).__name__}: {error})"
-    return None if difference < PROBE_TOLERANCE else f"a tiny scan on {device} is off by {difference:.2g}"
+        return f"{what} failed on {device} ({type(error).__name__}: {error})"
+    return None if largest < PROBE_TOLERANCE else f"{what} on {device} is off by {largest:.2g}"
 
 
 def _results(run_scan: RunScan, convolve: Convolve, device: str, with_gradient: bool) -> list[Tensor]:

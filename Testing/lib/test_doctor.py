@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from MambaSegLib.commands.backend_check import check_backends
 from MambaSegLib.commands.estimate import estimate
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.scan import pytorch_backend
+from MambaSegLib.scan.arguments import Scan
 from MambaSegLib.volume import Geometry, Volume
 from MambaSegLib.volume_io import write_volume
 
@@ -60,6 +62,19 @@ def test_a_backend_that_computes_wrongly_fails_the_doctor(
     monkeypatch.setattr(pytorch_backend, "selective_scan", slightly_wrong)
     assert main(["doctor"]) == 3
     assert "pytorch on cpu       WRONG, do not use" in capsys.readouterr().out
+
+
+def test_a_backend_that_computes_no_numbers_in_one_order_fails_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = pytorch_backend.selective_scan
+
+    def without_numbers(scan: Scan) -> Any:
+        out, last = true(scan)
+        return (out * float("nan") if scan.order.backward else out), last
+
+    monkeypatch.setattr(pytorch_backend, "selective_scan", without_numbers)
+    (check,) = [check for check in check_backends("cpu", speed=False) if check.name == "pytorch"]
+    assert not check.passed
+    assert not json.loads(json.dumps(asdict(check), allow_nan=False))["passed"]  # as `--events` writes it
 
 
 def test_a_backend_that_breaks_when_it_runs_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:

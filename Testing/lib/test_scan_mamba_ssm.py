@@ -198,8 +198,13 @@ def test_a_probe_tells_wrong_numbers_and_wrong_gradients_from_right_ones():
     def other_order(convolution: Convolution) -> Tensor:
         return pytorch_backend.causal_conv1d(replace(convolution, order=ScanOrder(backward=True)))
 
+    def nothing(scan: Scan) -> tuple[Tensor, Tensor]:
+        output, last = pytorch_backend.selective_scan_sequential(scan)
+        return output * float("nan"), last
+
     scan, convolution = mamba_ssm_backend.selective_scan, mamba_ssm_backend.causal_conv1d
     assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
+    assert "off by nan" in probe.probe_failure(nothing, convolution, "cpu")
     with torch.autocast("cpu", torch.bfloat16):
         assert probe.probe_failure(scan, convolution, "cpu", with_gradient=True) is None
     assert "off by" in probe.probe_failure(doubled, convolution, "cpu")
