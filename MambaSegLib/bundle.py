@@ -109,9 +109,10 @@ class Bundle:
             BundleError: As `load_weights`; if weights and network do not belong together.
             InputError: If the plan asks for what the network's builder refuses.
         """
+        weights = self.load_weights(fold)
         from MambaSegLib.bundle_network import network_with_weights
 
-        return network_with_weights(self.manifest.plan.network, self.load_weights(fold), self.name)
+        return network_with_weights(self.manifest.plan.network, weights, self.name)
 
     def verified_bytes(self, entry: FoldFile) -> bytes:
         """Content of a weight file; the very bytes that were hashed, so that no swap in between goes unseen.

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from MambaSegLib.errors import BundleError, InputError
 from MambaSegLib.networks import create_network
+
+_FILLS = frozenset({"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"})
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+_SPARE_NUMBERS = 2**24
+"""What a network may make besides its weights, such as tables of positions."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def network_with_weights(plan: NetworkPlan, weights: Mapping[str, Tensor], name: str) -> SegmentationNetwork:
-    """Build the network of a plan around loaded weights, without initializing it first.
+    """Build the network of a plan around loaded weights, without random numbers in their place first.
 
     Args:
-        plan: From a bundle, so its sizes may be a trap: the network is laid out without memory before it is filled.
+        plan: From a bundle, so its sizes may be a trap: building ends where it asks for more than the weights have.
         weights: Parameter name -> tensor.
         name: What to call the model in a message.
 
@@ -28,19 +36,41 @@ def network_with_weights(plan: NetworkPlan, weights: Mapping[str, Tensor], name:
         BundleError: If names or shapes differ.
         InputError: If the plan asks for what its builder refuses.
     """
-    import torch
-
-    with torch.device("meta"):
+    numbers = sum(value.numel() for value in weights.values())
+    with torch.random.fork_rng(devices=[]), _AtMost(2 * numbers + _SPARE_NUMBERS, name):
         network = _build(plan, name)
     _check_agreement({key: value.shape for key, value in network.state_dict().items()}, weights, name)
     network.load_state_dict(dict(weights), strict=True, assign=True)
-    unfilled = [key for key, value in network.named_buffers() if value.is_meta]
-    if unfilled:  # buffers that are computed, not stored: let the builder compute them
-        network = _build(plan, name)
-        network.load_state_dict(dict(weights), strict=True)
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network
+
+
+class _AtMost(TorchFunctionMode):
+    """Refuses to make more numbers than a model can need, and leaves out the random ones, which its weights replace.
+
+    The meta device would need no memory at all, but for it PyTorch loads its compiler, which takes as long as loading PyTorch.
+    """
+
+    def __init__(self, numbers: int, name: str) -> None:
+        super().__init__()
+        self._left, self._name = numbers, name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch, or return the tensor it would have filled."""
+        named = kwargs or {}
+        if getattr(func, "__name__", "") in _FILLS:
+            return args[0] if args else named["tensor"]
+        if func in _FACTORIES:
+            size = {"size": named["size"]} if "size" in named else {}
+            self._left -= torch.empty(*args, **size, device="meta").numel()
+            if self._left < 0:
+                message = (
+                    f"The weights of {self._name} do not belong to the network its bundle.json describes, which is far "
+                    "larger. Export or download the model again."
+                )
+                raise BundleError(message)
+        return func(*args, **named)
 
 
 def _build(plan: NetworkPlan, name: str) -> SegmentationNetwork:

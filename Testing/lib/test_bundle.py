@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -248,6 +250,7 @@ def set_at(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+ROOT = Path(__file__).resolve().parents[2]
 NETWORK = ("plan", "network")
 HOSTILE_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "newer": (set_at("schema_version", value=99), "made with a newer MambaSegmentation. Update"),
@@ -320,6 +323,23 @@ def test_a_network_is_loaded_with_its_weights(tiny_bundle: Bundle) -> None:
     }
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), expected.parameters(), strict=True))
     assert not any(value.is_meta for value in (*network.parameters(), *network.buffers()))
+
+
+def test_loading_a_network_needs_no_compiler_of_pytorch(tiny_bundle: Bundle) -> None:
+    """Loading it takes longer than loading PyTorch itself."""
+    code = (
+        "import sys; from MambaSegLib import load_bundle; load_bundle(sys.argv[1]).load_network(0)\n"
+        "print([name for name in ('torch._dynamo', 'sympy', 'triton') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", code, str(tiny_bundle.path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_loading_a_network_draws_no_random_number_of_the_callers(tiny_bundle: Bundle) -> None:
+    before = torch.get_rng_state()
+    tiny_bundle.load_network(0)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_of_another_network_are_refused_before_the_network_takes_memory(tiny_bundle: Bundle) -> None:
