@@ -163,11 +163,13 @@ def _installTorch() -> None:
         )
         raise EnvironmentProblemError(message) from None
     requirement = PACKAGES[0].requirement.removeprefix("torch")
-    # Asked already, with everything else, in one dialog.
-    if (
-        PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=requirement)
-        is None
-    ):
+    logic = PyTorchUtils.PyTorchUtilsLogic()
+    try:
+        # Asked already, with everything else, in one dialog.
+        torch = logic.installTorch(askConfirmation=False, torchVersionRequirement=requirement)
+    except Exception as error:
+        raise _notInstalled([PACKAGES[0].requirement], error) from error
+    if torch is None:
         message = _(
             "PyTorch could not be installed. Open the PyTorch Utils module to see why and to choose another version."
         )
@@ -195,12 +197,15 @@ def _installRest(requirements: list[str], constraintsFile: Path, wheelFolder: Pa
             [*requirements, "--constraint", str(constraintsFile), "--only-binary", ":all:", *offline]
         )
     except Exception as error:
-        names = ", ".join(requirements)
-        message = _(
-            "{names} could not be installed: {error}. Without internet, choose a folder of wheels (made "
-            "elsewhere with `pip download`) in the Advanced section."
-        ).format(names=names, error=error)
-        raise EnvironmentProblemError(message) from error
+        raise _notInstalled(requirements, error) from error
+
+
+def _notInstalled(requirements: Sequence[str], error: Exception) -> EnvironmentProblemError:
+    message = _(
+        "{names} could not be installed: {error}. Without internet, choose a folder of wheels (made "
+        "elsewhere with `pip download`) in the Advanced section."
+    )
+    return EnvironmentProblemError(message.format(names=", ".join(requirements), error=error))
 
 
 def _slicerPackaging() -> Any:

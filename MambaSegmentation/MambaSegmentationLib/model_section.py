@@ -9,7 +9,8 @@ from typing import Any
 
 import qt
 
-from MambaSegLib.errors import InputError, MambaSegError
+from MambaSegLib.commands.failures import explained
+from MambaSegLib.errors import InputError
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegmentationLib import licenses
 from MambaSegmentationLib.choices import Choices
@@ -166,9 +167,10 @@ class ModelSection:
     def _guarded(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except MambaSegError as error:
-            self.say(str(error))
-            self._dialogs.showError(str(error))
+        except Exception as error:  # noqa: BLE001 (a defect must not leave the person without a word)
+            message = str(explained(error))
+            self.say(message)
+            self._dialogs.showError(message)
 
 
 class _ModelDrops(qt.QObject):

@@ -12,6 +12,7 @@ import qt
 import slicer
 
 from MambaSegLib import __version__
+from MambaSegLib.commands.failures import explained
 from MambaSegLib.commands.reporting import duration
 from MambaSegLib.errors import MambaSegError
 from MambaSegLib.model_zoo import ListedModel
@@ -226,8 +227,8 @@ class Window:
                 self.runs.say(_("The license was not accepted, so nothing was segmented."))
             elif self.consents.maySend(self.compute.host()) and self._mayInstall():
                 self._begin(self._start(model))
-        except MambaSegError as error:
-            self._tell(error)
+        except Exception as error:  # noqa: BLE001 (a defect must not leave the person without a word)
+            self._tell(explained(error))
 
     def _start(self, model: ListedModel) -> Job:
         version = model.manifest.version if model.manifest is not None else ""
@@ -330,8 +331,8 @@ class Window:
                 frames=self.inputs.frames(),
                 **self.compute.options(),
             )
-        except MambaSegError as error:
-            self._tell(error)
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._tell(explained(error))
             return
         self._measure(run, _("Estimating..."))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from importlib import metadata
@@ -109,4 +110,14 @@ def test_an_old_pytorch_is_not_installed_over(monkeypatch):
     """Its files may be in use; Slicer's PyTorch extension has a window for changing it."""
     monkeypatch.setattr(dependencies, "_versions", lambda name: ("2.4.1+cu121",))
     with pytest.raises(EnvironmentProblemError, match=r"PyTorch 2.4.1\+cu121 is installed, but torch>=2.6 is needed"):
+        dependencies.install([TORCH])
+
+
+def test_without_internet_pytorch_says_so_and_how_to_go_on(monkeypatch):
+    def fails(**_options):
+        raise subprocess.CalledProcessError(1, ["ltt", "install"])
+
+    logic = types.SimpleNamespace(installTorch=fails)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
+    with pytest.raises(EnvironmentProblemError, match=r"torch>=2.6 could not be installed.*folder of wheels"):
         dependencies.install([TORCH])

@@ -21,3 +21,11 @@ def test_a_model_of_regions_names_them_and_is_found_by_them(modelPath: Path) -> 
     assert "Hippocampus &lt;whole&gt; = Anterior + Posterior" in modelHtml(model)
     assert matches(model, "whole hippocampus")
     assert not matches(plain, "whole")
+
+
+def test_the_mean_of_all_structures_comes_first(modelPath: Path) -> None:
+    manifest = load_bundle(modelPath).manifest
+    (mean,) = manifest.metrics
+    metrics = (replace(mean, label="Anterior"), replace(mean, label="Posterior"), mean)
+    html = modelHtml(ListedModel(manifest.name, "installed", modelPath, replace(manifest, metrics=metrics)))
+    assert html.index("DSC mean") < html.index("DSC Anterior") < html.index("DSC Posterior")

@@ -196,3 +196,18 @@ def test_the_window_can_be_looked_at(ready, opened, tmp_path):
     picture = host.grab()
     assert picture.save(str(tmp_path / "window.png"))
     assert len({picture.toImage().pixel(x, y) for x in range(0, 460, 7) for y in range(0, 900, 7)}) > 10
+
+
+def test_a_defect_is_shown_and_not_only_written_to_the_console(ready, monkeypatch):
+    window, ui, errors = ready
+
+    def fails(*_arguments, **_options):
+        message = "nobody thought of this"
+        raise ZeroDivisionError(message)
+
+    for name, button in (("start", ui.applyButton), ("startEstimate", ui.estimateButton), ("remove", ui.removeButton)):
+        monkeypatch.setattr(window._segmenter, name, fails)
+        window.dialogs.confirm = lambda title, text: True
+        button.click()
+        assert "ZeroDivisionError: nobody thought of this" in errors.pop()
+        assert ui.applyButton.isEnabled()
