@@ -37,7 +37,7 @@ def can_read(x: Tensor, norm: nn.InstanceNorm3d) -> bool:
     """Whether `norm_activation` takes a map, wherever it is; what PyTorch refuses, such as a single voxel, is left to its message."""
     if x.dtype not in TYPES or not norm.affine or norm.track_running_stats:
         return False
-    if x.ndim != 5 or x.shape[1] != norm.num_features or not 1 < x[0, 0].numel() <= MOST_VOXELS:
+    if x.ndim != 5 or x.shape[1] != norm.num_features or not len(x) or not 1 < x[0, 0].numel() <= MOST_VOXELS:
         return False
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)
 

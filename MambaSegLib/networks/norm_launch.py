@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from MambaSegLib.networks import norm_kernels
 from MambaSegLib.scan.triton_launch import COMMON, on_device_of
+from MambaSegLib.scan.triton_tuning import pieces, power_of_2
 
 WHOLE = 8192
 """Elements of the largest block that a program keeps in registers, 32 per thread."""
@@ -56,7 +56,7 @@ class Layout:
         self.voxels = sizes[0] * sizes[1] * sizes[2]
         self.slots, self.channels = batch * channels, channels
         self.outer, self.rows = (batch, channels) if self.last else (1, self.slots)
-        wide, long = triton.next_power_of_2(self.rows), triton.next_power_of_2(self.voxels)
+        wide, long = power_of_2(self.rows), power_of_2(self.voxels)
         narrow = min(NARROW, wide) if self.last else 1
         self.whole = narrow * long <= WHOLE
         if self.whole:
@@ -64,9 +64,9 @@ class Layout:
         else:
             block_rows = min(WIDTH, wide) if self.last else 1
             block_voxels = min(long, TILE // block_rows)
-        self.row_blocks, self.all_tiles = triton.cdiv(self.rows, block_rows), triton.cdiv(self.voxels, block_voxels)
-        self.tiles = triton.cdiv(self.all_tiles, max(1, PROGRAMS // (self.row_blocks * self.outer)))
-        self.parts = triton.cdiv(self.all_tiles, self.tiles)
+        self.row_blocks, self.all_tiles = pieces(self.rows, block_rows), pieces(self.voxels, block_voxels)
+        self.tiles = pieces(self.all_tiles, max(1, PROGRAMS // (self.row_blocks * self.outer)))
+        self.parts = pieces(self.all_tiles, self.tiles)
         self.per_part = self.tiles * block_voxels
         self.constants: dict[str, Any] = {
             "ROWS": block_rows,
@@ -119,7 +119,7 @@ def _statistics(x: Tensor, layout: Layout, eps: float) -> Statistics:
         x, *parts, layout.rows, layout.voxels, layout.tiles, layout.slots, **layout.constants
     )
     found = Statistics(layout.room(x, layout.slots), layout.room(x, layout.slots))
-    norm_kernels.join_moments[(triton.cdiv(layout.slots, JOIN["SLOTS"]),)](
+    norm_kernels.join_moments[(pieces(layout.slots, JOIN["SLOTS"]),)](
         *parts, *found, layout.voxels, layout.parts, layout.per_part, layout.slots, eps, **JOIN
     )
     return found
@@ -156,7 +156,7 @@ def run_backward(
             norm_kernels.gradient_sums[layout.grid(layout.parts)](
                 x, dout, out, *read, dresidual, *parts, *sizes, affine.slope, layout.tiles, layout.slots, **options
             )
-            norm_kernels.join_sums[(triton.cdiv(layout.slots, JOIN["SLOTS"]),)](
+            norm_kernels.join_sums[(pieces(layout.slots, JOIN["SLOTS"]),)](
                 *parts, *sums, layout.parts, layout.slots, **JOIN
             )
             if dresidual is not None:

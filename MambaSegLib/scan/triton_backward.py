@@ -167,7 +167,7 @@ def chunk_gradients(
     """Gradients of chunks first_chunk ... first_chunk + chunks_here - 1.
 
     Args (beyond those of the forward kernels):
-        leaving: a_t dh_t at the first position of chunks 1 ... chunks - 1, as `carry` leaves it.
+        leaving: a_t dh_t at the first position of chunks 1 ... chunks - 1, as `carry` leaves it; None as starts.
         kept: Room for the states before every KEPT-th step, (directions x batch, chunks_here, CHUNK / KEPT, N, D).
         du, ddelta, dz: Rows as u; ddelta before softplus. They share their steps `grad_...`.
         dB_parts, dC_parts: Sums over one block of channels, (blocks, directions x batch, chunks_here x CHUNK, N), in scan
@@ -198,7 +198,9 @@ def chunk_gradients(
 
     # Forward through the chunk, keeping the states before every KEPT-th step.
     neighbor = (pair.to(tl.int64) * (chunks - 1) + chunk) * (N * D)
-    h = tl.load(starts + neighbor - N * D + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
+    h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    if starts is not None:
+        h = tl.load(starts + neighbor - N * D + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
     kept = kept + (pair.to(tl.int64) * chunks_here + here) * (CHUNK // KEPT * N * D) + in_block
     t = chunk * CHUNK
     spot = place(path, t)
@@ -215,7 +217,9 @@ def chunk_gradients(
 
     # Backward, KEPT steps at a time; tuples hold the latest step first. A thread may load what another one stored.
     tl.debug_barrier()
-    carried = tl.load(leaving + neighbor + in_block, mask=inside & (in_block * 0 + chunk < chunks - 1), other=0.0)
+    carried = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    if leaving is not None:
+        carried = tl.load(leaving + neighbor + in_block, mask=inside & (in_block * 0 + chunk < chunks - 1), other=0.0)
     dA = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dskip, dbias = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     parts = ((block * (tl.num_programs(1)) + pair).to(tl.int64) * chunks_here + here) * (CHUNK * N)
@@ -274,7 +278,8 @@ def chunk_gradients(
 @kernel
 def join_parts(
     parts,
-    joined,
+    dB,
+    dC,
     paths,
     joined_group,
     joined_batch,
@@ -288,11 +293,12 @@ def join_parts(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Add the blocks' parts of dB or dC, and put each position's row where its token is.
+    """Add the blocks' parts of dB and dC, and put each position's row where its token is.
 
-    `parts` is (blocks, directions x batch, here, N) for positions first ... first + here - 1.
+    `parts` is (2, blocks, directions x batch, here, N), dB's first, for positions first ... first + here - 1. dB and dC share
+    their steps. Grid: (blocks of positions, directions x batch, 2).
     """
-    pair = tl.program_id(1)
+    pair, which = tl.program_id(1), tl.program_id(2)
     group, entry = pair // batch, pair % batch
     path = read_path(paths + group * NUMBERS)
     offset = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -301,9 +307,12 @@ def join_parts(
     row, _, _ = place(path, first + offset)
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     for block in range(blocks):
-        base = (block * tl.num_programs(1) + pair).to(tl.int64) * here
+        base = ((which * blocks + block) * tl.num_programs(1) + pair).to(tl.int64) * here
         total += tl.load(parts + (base + offset)[:, None] * N + n[None, :], mask=inside, other=0.0)
-    joined = group_base(joined, joined_group, joined_batch, group, entry)
-    tl.store(
-        joined + row[:, None].to(tl.int64) * joined_row + n[None, :], total.to(joined.dtype.element_ty), mask=inside
-    )
+    at = row[:, None].to(tl.int64) * joined_row + n[None, :]
+    if which == 0:
+        joined = group_base(dB, joined_group, joined_batch, group, entry)
+        tl.store(joined + at, total.to(dB.dtype.element_ty), mask=inside)
+    else:
+        joined = group_base(dC, joined_group, joined_batch, group, entry)
+        tl.store(joined + at, total.to(dC.dtype.element_ty), mask=inside)

@@ -72,4 +72,5 @@ def load_ahead(sources, z, z_row, path, spot, t, length, columns, COUNT: tl.cons
 @kernel
 def updated(h, delta2, rates, token, written):
     """States after a step: 2**(delta2 A) h + delta B u."""
-    return tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
+    entering = delta2 * LN_2 * token
+    return tl.exp2(delta2[None, :] * rates) * h + entering[None, :] * written[:, None]

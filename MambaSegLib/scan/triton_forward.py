@@ -15,6 +15,7 @@ import triton.language as tl
 
 from MambaSegLib.scan.triton_chunks import channel_vector, load_ahead, part_of_scan, updated
 from MambaSegLib.scan.triton_steps import (
+    LN_2,
     PATH_NUMBERS,
     group_base,
     kernel,
@@ -178,7 +179,7 @@ def chunk_outputs(
 ):
     """The output of every chunk, skip and gate included, and the last states (directions x batch, N, D).
 
-    `starts` holds the states after chunks 0 ... chunks - 2.
+    `starts` holds the states after chunks 0 ... chunks - 2; it is None if there is one chunk.
     """
     chunk, _, pair, group, entry, d, n, is_d, is_n = part_of_scan(batch, D, N, BLOCK_D, BLOCK_N)
     u = group_base(u, u_group, u_batch, group, entry)
@@ -195,8 +196,10 @@ def chunk_outputs(
     shift = channel_vector(bias, group, d, is_d, D, BLOCK_D)
     passed = channel_vector(skip, group, d, is_d, D, BLOCK_D)
     OPERANDS: tl.constexpr = 4 if z is None else 5
-    started = starts + (pair.to(tl.int64) * (chunks - 1) + chunk - 1) * (N * D)
-    h = tl.load(started + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
+    h = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    if starts is not None:
+        started = starts + (pair.to(tl.int64) * (chunks - 1) + chunk - 1) * (N * D)
+        h = tl.load(started + in_block, mask=inside & (in_block * 0 + chunk > 0), other=0.0)
     t = chunk * CHUNK
     spot = place(path, t)
     columns, sources = (d, n, is_d, is_n), ((delta, u), (delta_row, u_row), (B, C), (B_row, C_row))
@@ -209,8 +212,9 @@ def chunk_outputs(
         for j in tl.static_range(UNROLL):
             now_d = until(d, is_d, t + j, length)
             delta2 = time_step(here[OPERANDS * j] + shift, now_d, SOFTPLUS)
-            token, read = here[OPERANDS * j + 1], here[OPERANDS * j + 3]
-            h = updated(h, delta2, rates, token, here[OPERANDS * j + 2])
+            token, written, read = here[OPERANDS * j + 1], here[OPERANDS * j + 2], here[OPERANDS * j + 3]
+            # `updated`, but with its factors in an order that takes 8 registers less here.
+            h = tl.exp2(delta2[None, :] * rates) * h + (delta2 * LN_2 * token)[None, :] * written[:, None]
             y = tl.sum(h * read[:, None], 0) + passed * token
             if z is not None:
                 gate = here[OPERANDS * j + 4]

@@ -12,16 +12,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from MambaSegLib.scan import triton_backward, triton_convolution, triton_forward, triton_tuning
 from MambaSegLib.scan.order import ScanOrder
 from MambaSegLib.scan.paths import Grid
-from MambaSegLib.scan.triton_tuning import ScanConfig
+from MambaSegLib.scan.triton_tuning import ScanConfig, pieces, power_of_2
 
-SCRATCH_BYTES = 512 << 20
-"""The backward pass does as many chunks at a time as need no more than this in states and partial sums."""
 COMMON = {"enable_fp_fusion": True}
 """a b + c in one rounding, whatever this version of Triton does by default."""
 CHUNKS_AT_ONCE = 32
@@ -89,7 +86,7 @@ def by_rows(rows: Tensor) -> Tensor:
 
 
 def _steps(rows: Tensor | None) -> tuple[int, int, int]:
-    return (0, 0, 0) if rows is None else (rows.stride(0), rows.stride(1), rows.stride(2))
+    return (0, 0, 0) if rows is None else rows.stride()[:3]  # type: ignore[return-value]
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -105,14 +102,15 @@ class _Scan:
         self.groups, self.batch, self.length, self.channels = operands.u.shape
         self.states = operands.A.shape[1]
         self.pairs = self.groups * self.batch
-        self.chunks = -(-self.length // config.chunk)
+        self.chunks = pieces(self.length, config.chunk)
+        self.blocks = pieces(self.channels, config.block_channels)
         self.paths = walk.table(operands.u.device)
         self.constants = {
             "D": self.channels,
             "N": self.states,
             "SOFTPLUS": softplus,
             "CHUNK": config.chunk,
-            "BLOCK_N": triton.next_power_of_2(self.states),
+            "BLOCK_N": power_of_2(self.states),
             "num_warps": config.warps,
             **COMMON,
         }
@@ -121,52 +119,50 @@ class _Scan:
         return torch.empty(shape, dtype=torch.float32, device=self.operands.u.device)
 
     @property
-    def blocks(self) -> int:
-        return -(-self.channels // self.config.block_channels)
-
-    @property
     def boundary_grid(self) -> tuple[int, int]:
         """Of all chunks but one: nothing crosses the end of the last."""
-        return (self.chunks - 1) * triton.cdiv(self.channels, self.config.boundary_channels), self.pairs
+        return (self.chunks - 1) * pieces(self.channels, self.config.boundary_channels), self.pairs
 
     def boundaries(self) -> tuple[Tensor, Tensor]:
-        """Room for what crosses from chunk to chunk, and the sums of delta2; never empty, so that it has an address."""
-        count = max(1, self.chunks - 1)
+        """Room for what crosses from chunk to chunk, and the sums of delta2."""
+        count = self.chunks - 1
         return self.room(self.pairs, count, self.states, self.channels), self.room(self.pairs, count, self.channels)
 
     def join(self, ends: Tensor, sums: Tensor, backward: bool) -> None:
-        block = min(32, triton.next_power_of_2(self.channels))
-        grid = (triton.cdiv(self.channels, block), self.pairs, self.states)
+        block = min(32, power_of_2(self.channels))
+        grid = (pieces(self.channels, block), self.pairs, self.states)
         triton_forward.carry[grid](
             ends, sums, self.operands.A, self.batch, self.chunks - 1,
             D=self.channels, N=self.states, BACKWARD=backward, AT_ONCE=CHUNKS_AT_ONCE, BLOCK_D=block, num_warps=4, **COMMON,
         )  # fmt: skip
 
-    def starts(self) -> Tensor:
-        """States after chunks 0 ... chunks - 2."""
+    def starts(self) -> Tensor | None:
+        """States after chunks 0 ... chunks - 2; None if there is but one."""
+        if self.chunks == 1:
+            return None
         u, delta, B, _, _, A, _, bias = self.operands
         ends, sums = self.boundaries()
-        if self.chunks > 1:
-            triton_forward.chunk_ends[self.boundary_grid](
-                u, delta, B, A, bias, ends, sums, self.paths, *_steps(u), *_steps(delta), *_steps(B),
-                self.batch, self.length, self.chunks - 1, UNROLL=self.config.unroll,
-                BLOCK_D=self.config.boundary_channels, **self.constants,
-            )  # fmt: skip
-            self.join(ends, sums, backward=False)
+        triton_forward.chunk_ends[self.boundary_grid](
+            u, delta, B, A, bias, ends, sums, self.paths, *_steps(u), *_steps(delta), *_steps(B),
+            self.batch, self.length, self.chunks - 1, UNROLL=self.config.unroll,
+            BLOCK_D=self.config.boundary_channels, **self.constants,
+        )  # fmt: skip
+        self.join(ends, sums, backward=False)
         return ends
 
-    def leaving(self, dout: Tensor) -> Tensor:
-        """a_t dh_t at the first position of chunks 1 ... chunks - 1."""
+    def leaving(self, dout: Tensor) -> Tensor | None:
+        """a_t dh_t at the first position of chunks 1 ... chunks - 1; None if there is but one."""
+        if self.chunks == 1:
+            return None
         _, delta, _, C, z, A, _, bias = self.operands
         ends, sums = self.boundaries()
-        if self.chunks > 1:
-            triton_backward.chunk_leaving[self.boundary_grid](
-                delta, C, z, dout, A, bias, ends, sums, self.paths,
-                *_steps(delta), *_steps(C), *_steps(z), *_steps(dout),
-                self.batch, self.length, self.chunks - 1, UNROLL=self.config.unroll,
-                BLOCK_D=self.config.boundary_channels, **self.constants,
-            )  # fmt: skip
-            self.join(ends, sums, backward=True)
+        triton_backward.chunk_leaving[self.boundary_grid](
+            delta, C, z, dout, A, bias, ends, sums, self.paths,
+            *_steps(delta), *_steps(C), *_steps(z), *_steps(dout),
+            self.batch, self.length, self.chunks - 1, UNROLL=self.config.unroll,
+            BLOCK_D=self.config.boundary_channels, **self.constants,
+        )  # fmt: skip
+        self.join(ends, sums, backward=True)
         return ends
 
 
@@ -200,34 +196,41 @@ def run_backward(operands: Operands, dout: Tensor, walk: Walk, softplus: bool) -
         starts, leaving = scan.starts(), scan.leaving(dout)
         at_once = _chunks_at_once(scan)
         kept = scan.room(pairs * at_once * (scan.config.chunk // scan.config.kept_every) * N * D)
-        parts = [scan.room(scan.blocks * pairs * at_once * scan.config.chunk * N) for _ in range(2)]
+        part = 2 * scan.blocks * pairs * scan.config.chunk * N
+        all_parts = scan.room(at_once * part)
         for first in range(0, chunks, at_once):
             here = min(at_once, chunks - first)
+            parts = all_parts[: here * part].view(2, -1)
             triton_backward.chunk_gradients[(here * scan.blocks, pairs)](
                 u, delta, B, C, z, dout, A, skip, bias, starts, leaving, kept, du, ddelta, dz, *parts, dA, dskip, dbias,
                 scan.paths, *_steps(u), *_steps(delta), *_steps(B), *_steps(C), *_steps(z), *_steps(dout), *_steps(du),
                 scan.batch, scan.length, chunks, first, here, KEPT=scan.config.kept_every,
                 BLOCK_D=scan.config.block_channels, **scan.constants,
             )  # fmt: skip
-            for part, joined in zip(parts, (dB, dC), strict=True):
-                _join_parts(scan, part, joined, first, here)
-    sums = [t.reshape(scan.groups, -1, *t.shape[2:]).sum(1) for t in (dA, dskip, dbias)]
+            _join_parts(scan, parts, dB, dC, first, here)
+    sums = [_sum_of_chunks(t, scan.groups) for t in (dA, dskip, dbias)]
     return Gradients(du, ddelta, dB, dC, dz, sums[0].transpose(1, 2), sums[1], sums[2])
+
+
+def _sum_of_chunks(parts: Tensor, groups: int) -> Tensor:
+    """Sums over batch and chunks: (directions x batch, chunks, ...) to (directions, ...)."""
+    each = parts.reshape(groups, parts.shape[0] // groups * parts.shape[1], *parts.shape[2:])
+    return each[:, 0] if each.shape[1] == 1 else each.sum(1)
 
 
 def _chunks_at_once(scan: _Scan) -> int:
     config = scan.config
     kept = config.chunk // config.kept_every * scan.states * scan.channels
     per_chunk = 4 * scan.pairs * (kept + 2 * scan.blocks * config.chunk * scan.states)
-    return min(scan.chunks, max(1, SCRATCH_BYTES // per_chunk))
+    return min(scan.chunks, max(1, triton_tuning.SCRATCH_BYTES // max(1, per_chunk)))
 
 
-def _join_parts(scan: _Scan, part: Tensor, joined: Tensor, first_chunk: int, chunks_here: int) -> None:
-    block_states = triton.next_power_of_2(scan.states)
+def _join_parts(scan: _Scan, parts: Tensor, dB: Tensor, dC: Tensor, first_chunk: int, chunks_here: int) -> None:
+    block_states = power_of_2(scan.states)
     block_positions = max(1, 1024 // block_states)
     here = chunks_here * scan.config.chunk
-    triton_backward.join_parts[(triton.cdiv(here, block_positions), scan.pairs)](
-        part, joined, scan.paths, *_steps(joined), scan.batch, scan.length, first_chunk * scan.config.chunk, here,
+    triton_backward.join_parts[(pieces(here, block_positions), scan.pairs, 2)](
+        parts, dB, dC, scan.paths, *_steps(dB), scan.batch, scan.length, first_chunk * scan.config.chunk, here,
         scan.blocks, N=scan.states, BLOCK_T=block_positions, BLOCK_N=block_states, num_warps=4, **COMMON,
     )  # fmt: skip
 
@@ -250,7 +253,7 @@ def run_convolution_backward(
     """Gradients of x, of weight as (directions, K, D), and of bias."""
     grid, sizes = _convolution_grid(x, weight)
     groups, batch, length, channels = x.shape
-    blocks, taps = triton.cdiv(length, sizes["BLOCK_T"]), weight.shape[1]
+    blocks, taps = pieces(length, sizes["BLOCK_T"]), weight.shape[1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight = torch.empty((groups, batch * blocks, taps, channels), dtype=torch.float32, device=x.device)
     dbias = torch.empty((groups, batch * blocks, channels), dtype=torch.float32, device=x.device)
@@ -265,6 +268,6 @@ def run_convolution_backward(
 def _convolution_grid(x: Tensor, weight: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     groups, batch, length, channels = x.shape
     positions, width = triton_tuning.CONVOLUTION_BLOCK
-    width = min(width, triton.next_power_of_2(channels))
-    grid = (triton.cdiv(length, positions) * triton.cdiv(channels, width), groups * batch)
+    width = min(width, power_of_2(channels))
+    grid = (pieces(length, positions) * pieces(channels, width), groups * batch)
     return grid, {"D": channels, "K": weight.shape[1], "BLOCK_T": positions, "BLOCK_D": width, "num_warps": 4, **COMMON}

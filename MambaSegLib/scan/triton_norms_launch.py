@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from MambaSegLib.scan import triton_norms
 from MambaSegLib.scan.triton_launch import COMMON, on_device_of
+from MambaSegLib.scan.triton_tuning import pieces, power_of_2
 
 BLOCK_ELEMENTS = 2048
 """Of one program, in rows of the next power of 2: 16 per thread. With 32, registers leave room for half as many programs."""
@@ -18,7 +19,7 @@ BLOCK_ELEMENTS = 2048
 
 def block(channels: int) -> dict[str, int]:
     """How rows are divided: a program's rows and their width."""
-    width = triton.next_power_of_2(channels)
+    width = power_of_2(channels)
     return {"C": channels, "ROWS": max(1, BLOCK_ELEMENTS // width), "BLOCK_C": width}
 
 
@@ -38,7 +39,7 @@ class AddNorm(torch.autograd.Function):
         groups, rows, sizes = AddNorm.sizes(x, residual)
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
         with on_device_of(x):
-            grid = (groups * triton.cdiv(rows, sizes["ROWS"]),)
+            grid = (groups * pieces(rows, sizes["ROWS"]),)
             triton_norms.add_norm[grid](x, residual, out, rows, groups, eps, **sizes, num_warps=4, **COMMON)
         return out
 
@@ -51,7 +52,7 @@ class AddNorm(torch.autograd.Function):
         dx = torch.empty_like(x)
         dresidual = None if residual is None else torch.empty_like(residual)
         with on_device_of(x):
-            triton_norms.add_norm_gradients[(triton.cdiv(rows, sizes["ROWS"]),)](
+            triton_norms.add_norm_gradients[(pieces(rows, sizes["ROWS"]),)](
                 x, residual, dout.contiguous(), dx, dresidual, rows, groups, ctx.eps, **sizes, num_warps=4, **COMMON
             )
         return dx, dresidual, None, None
@@ -60,7 +61,7 @@ class AddNorm(torch.autograd.Function):
     def sizes(x: Tensor, residual: Tensor | None) -> tuple[int, int, dict[str, int]]:
         """Groups, rows of each, how the rows are divided."""
         shared = x if residual is None else residual
-        return x.numel() // shared.numel(), shared.numel() // x.shape[-1], block(x.shape[-1])
+        return math.prod(x.shape[: x.ndim - shared.ndim]), math.prod(shared.shape[:-1]), block(x.shape[-1])
 
 
 class SumPaths(torch.autograd.Function):
@@ -86,7 +87,7 @@ class SumPaths(torch.autograd.Function):
         rows, sizes = tokens.numel() // tokens.shape[-1], block(tokens.shape[-1])
         total = torch.empty_like(tokens)
         with on_device_of(tokens):
-            triton_norms.sum_paths[(triton.cdiv(rows, sizes["ROWS"]),)](
+            triton_norms.sum_paths[(pieces(rows, sizes["ROWS"]),)](
                 headed, mixed, tokens, weight, bias, before, total, rows, paths, eps, EACH=headed.shape[0] // paths,
                 **sizes, num_warps=4, **COMMON,
             )  # fmt: skip
@@ -103,7 +104,7 @@ class SumPaths(torch.autograd.Function):
             return dresults, dresults, ctx.shape[0] * dtotal, None, None, dbefore, None, None
         headed, mixed, tokens, weight = saved
         rows, sizes = tokens.numel() // tokens.shape[-1], block(tokens.shape[-1])
-        blocks = triton.cdiv(rows, sizes["ROWS"])
+        blocks = pieces(rows, sizes["ROWS"])
         dresults, dtokens = torch.empty_like(headed), torch.empty_like(tokens)
         dweight = torch.empty((blocks, *weight.shape), dtype=torch.float32, device=tokens.device)
         dbias = torch.empty((blocks, weight.shape[1]), dtype=torch.float32, device=tokens.device)

@@ -114,7 +114,8 @@ def time_step(x, inside, SOFTPLUS: tl.constexpr):
         w = 1.0 + e
         small = w == 1.0
         log2_w = tl.log2(w) * e / tl.where(small, 1.0, w - 1.0)
-        delta2 = tl.where(x > LINEAR_FROM, delta2, tl.where(small, e * LOG2_E, log2_w))
+        # `minimum` loses NaN, this comparison does not.
+        delta2 = tl.where(x <= LINEAR_FROM, tl.where(small, e * LOG2_E, log2_w), delta2)
     return tl.where(inside, delta2, 0.0)
 
 

@@ -1,15 +1,17 @@
 """How the Triton kernels divide a scan: block sizes by rule, or as measured on this GPU.
 
 The rule gives a program one warp with 32 or 64 states per thread (two in the backward pass of many states) and makes enough
-programs to fill a large GPU. It depends on sizes alone, so that equal scans are cut, and rounded, alike. `search` times a few alternatives; what it finds
-is kept in a file by GPU, and used from then on unless PyTorch is asked for deterministic algorithms.
+programs to fill a large GPU. It depends on sizes alone, so that equal scans are cut, and rounded, alike. `search` times a few
+alternatives; what it finds is kept in a file by GPU, and used from then on unless PyTorch is asked for deterministic algorithms.
+
+Chunks cost a second pass over the tokens and two more launches. A scan of few tokens, or of enough channels, directions and
+images to fill the GPU without, is not cut: `_cycles` weighs that.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,8 +32,19 @@ Pass = Literal["forward", "backward"]
 PROGRAMS_WANTED = 16384
 """Several times as many as an H200's 132 multiprocessors hold, so that the last ones to finish cost little."""
 SHORTEST_CHUNK, LONGEST_CHUNK = 64, 512
+"""Of scans in several chunks."""
+LONGEST_WHOLE = 1 << 15
+"""Tokens up to which a scan may be one chunk."""
 BACKWARD_CHUNK = 64
 """The backward pass keeps states of a chunk in memory; short chunks are still in the cache when they are needed."""
+BACKWARD_WHOLE = 128
+"""Tokens up to which the backward pass is one chunk: four launches less outweigh that many more steps."""
+SCRATCH_BYTES = 512 << 20
+"""The backward pass does as many chunks at a time as need no more than this in states and partial sums."""
+SCHEDULERS = 528
+"""Warps that issue instructions at a time on an H100 or H200: 132 multiprocessors with 4 schedulers each."""
+LAUNCH_CYCLES = 45_000
+"""What one more launch costs the processor and the GPU, about 25 microseconds, in the GPU's cycles."""
 CONVOLUTION_BLOCK = (32, 64)
 """Positions and channels of one program of the convolution."""
 
@@ -47,7 +60,7 @@ class ScanConfig:
     Attributes:
         block_channels: Channels of one program for outputs or gradients, a power of 2.
         boundary_channels: The same for what crosses between chunks.
-        chunk: Positions of one program, a power of 2.
+        chunk: Positions of one program.
         warps: Warps of one program.
         unroll: Steps written out in the loops that keep no states; divides `chunk`.
         kept_every: Steps whose states the backward pass holds in registers; divides `chunk`.
@@ -62,46 +75,116 @@ class ScanConfig:
 
     def __post_init__(self) -> None:
         """Refuse what the kernels cannot divide."""
-        sizes = (self.block_channels, self.boundary_channels, self.chunk, self.warps)
+        powers = (self.block_channels, self.boundary_channels, self.warps)
         if (
-            any(size < 1 or size & (size - 1) for size in sizes)
+            any(size < 1 or size & (size - 1) for size in powers)
+            or self.chunk < 1
             or self.chunk % self.unroll
             or self.chunk % self.kept_every
         ):
-            msg = f"block sizes must be powers of 2 and divide each other, got {self}"
+            msg = f"blocks and warps must be powers of 2, and a chunk a multiple of the steps written out, got {self}"
             raise ValueError(msg)
 
 
+def power_of_2(size: int) -> int:
+    """The smallest one that is not below `size`; Triton's own function for it takes microseconds."""
+    return 1 << (size - 1).bit_length()
+
+
+def pieces(size: int, each: int) -> int:
+    """How many of `each` cover `size`; as above."""
+    return -(-size // each)
+
+
+@lru_cache(maxsize=256)
 def rule(kind: Pass, channels: int, states: int, length: int, pairs: int) -> ScanConfig:
-    """Division by rule, which is within a few percent of the fastest on an H200; `pairs` is directions x batch."""
-    wide = 1 << (states - 1).bit_length()
-    widest = 1 << (channels - 1).bit_length()
-    boundary = max(4, min(64 if wide <= 16 else 32, 2048 // wide, widest))
+    """Division by rule; `pairs` is directions x batch.
+
+    In several chunks it is within a few percent of the fastest on an H200; where one chunk is better is a model's word.
+    """
     if kind == "backward":
-        block = max(4, min(32, 2048 // wide, widest))
-        chunk = 2 * BACKWARD_CHUNK if wide <= 32 else BACKWARD_CHUNK
-        return ScanConfig(block, boundary, chunk, 1 if wide <= 32 else 2, 1, 2 if wide <= 32 else 1)
-    wanted = max(1, length * math.ceil(channels / boundary) * pairs // PROGRAMS_WANTED)
-    chunk = 1 << max(0, wanted - 1).bit_length()
-    return ScanConfig(boundary, boundary, min(max(chunk, SHORTEST_CHUNK), LONGEST_CHUNK), unroll=2 if wide == 32 else 1)
+        return _backward_rule(channels, states, length, pairs)
+    options = [_chunked(channels, states, length, pairs), *_whole(channels, states, length)]
+    return min(options, key=lambda config: _forward_cycles(config, channels, states, length, pairs))
+
+
+def _backward_rule(channels: int, states: int, length: int, pairs: int) -> ScanConfig:
+    few = power_of_2(states) <= 32
+    chunk = 2 * BACKWARD_CHUNK if few else BACKWARD_CHUNK
+    whole, kept_every = _covering(length), 2 if few else 1
+    if whole <= chunk or (
+        whole <= BACKWARD_WHOLE and 4 * pairs * (whole // kept_every) * states * channels <= SCRATCH_BYTES
+    ):
+        chunk = whole
+    block = _block(channels, states, 32)
+    return ScanConfig(block, _boundary(channels, states), chunk, 1 if few else 2, 1, kept_every)
+
+
+def _boundary(channels: int, states: int) -> int:
+    return _block(channels, states, 64 if power_of_2(states) <= 16 else 32)
+
+
+def _block(channels: int, states: int, most: int) -> int:
+    """Channels of a program of 2048 states at the most."""
+    return max(4, min(most, 2048 // power_of_2(states), power_of_2(channels)))
+
+
+def _chunked(channels: int, states: int, length: int, pairs: int) -> ScanConfig:
+    """Forward, as many programs as are wanted."""
+    block = _boundary(channels, states)
+    wanted = max(1, length * pieces(channels, block) * pairs // PROGRAMS_WANTED)
+    chunk = min(max(power_of_2(wanted), SHORTEST_CHUNK), LONGEST_CHUNK)
+    return ScanConfig(block, block, chunk, unroll=2 if power_of_2(states) == 32 else 1)
+
+
+def _whole(channels: int, states: int, length: int) -> list[ScanConfig]:
+    """Forward, in one chunk; fewer channels per program make more programs."""
+    block, unroll = _boundary(channels, states), 2 if power_of_2(states) == 32 else 1
+    sizes = (block >> halvings for halvings in range(3)) if length <= LONGEST_WHOLE else ()
+    return [ScanConfig(size, size, _covering(length), unroll=unroll) for size in sizes if size >= 4]
+
+
+def _covering(length: int) -> int:
+    """Positions of a chunk that holds all: at most an eighth too many, so that kernels are compiled for few sizes."""
+    grain = max(8, power_of_2(length) // 8)
+    return pieces(length, grain) * grain
+
+
+def _forward_cycles(config: ScanConfig, channels: int, states: int, length: int, pairs: int) -> int:
+    """Estimate of a whole forward pass, beyond its first launch."""
+    chunks, programs = pieces(length, config.chunk), pieces(channels, config.block_channels) * pairs
+    own = config.block_channels * power_of_2(states) // (32 * config.warps)
+    outputs = config.chunk * _cycles(programs * chunks, own)
+    if chunks == 1:
+        return outputs
+    return outputs + config.chunk * _cycles(programs * (chunks - 1), own) + 2 * LAUNCH_CYCLES
+
+
+def _cycles(programs: int, own: int) -> int:
+    """Cycles until every one-warp program has made one step; `own` states are in each thread.
+
+    A step is 170 + 6.6 own instructions (counted in sm_90 code), and warps that share a scheduler keep it two thirds busy, as
+    measured on an H200: 240 + 9 own cycles each. A warp that has a scheduler to itself waits for its chain of exponentials
+    and for the operands that it loads one step ahead: 500 + 12 own, a guess.
+    """
+    return max(pieces(programs, SCHEDULERS) * (240 + 9 * own), 500 + 12 * own)
 
 
 def candidates(kind: Pass, channels: int, states: int, length: int, pairs: int) -> tuple[ScanConfig, ...]:
-    """The rule's division, and its neighbors that are worth a measurement."""
-    base = rule(kind, channels, states, length, pairs)
-    wide = 1 << (states - 1).bit_length()
-    found = [base]
+    """The rule's division, and others that are worth a measurement."""
+    first = rule(kind, channels, states, length, pairs)
+    base = _chunked(channels, states, length, pairs) if kind == "forward" else first
+    found = [first]
     for block, warps, chunk in product((0.5, 1, 2), (1, 2, 4), (0.5, 1, 2)):
-        config = replace(
-            base, block_channels=int(base.block_channels * block), chunk=int(base.chunk * chunk), warps=warps
-        )
-        if (
-            config.block_channels >= 4
-            and config.chunk >= SHORTEST_CHUNK
-            and 8 <= config.block_channels * wide // (32 * warps) <= 64
-        ):
-            found.append(config)
-    if kind == "backward":
+        size, positions = int(base.block_channels * block), int(base.chunk * chunk)
+        if size >= 4 and positions >= SHORTEST_CHUNK and 8 <= size * power_of_2(states) // (32 * warps) <= 64:
+            found.append(replace(base, block_channels=size, chunk=positions, warps=warps))
+    if kind == "forward":
+        whole = _whole(channels, states, length)
+        found += [
+            replace(config, warps=warps, unroll=unroll) for config in whole for warps in (1, 2) for unroll in (1, 2)
+        ]
+    else:
         found += [replace(config, kept_every=kept) for config in found for kept in (1, 4)]
     return tuple(dict.fromkeys(found))
 
@@ -109,14 +192,23 @@ def candidates(kind: Pass, channels: int, states: int, length: int, pairs: int) 
 def config_for(kind: Pass, u: Tensor, states: int) -> ScanConfig:
     """Division of a scan of rows u (directions, B, L, D): measured if there is a measurement, else by rule."""
     groups, batch, length, channels = u.shape
-    key = problem_key(kind, channels, states, length, groups * batch, u.dtype)
-    if key in _tried:
-        return _tried[key]
+    pairs = groups * batch
+    if _tried:
+        tried = _tried.get(problem_key(kind, channels, states, length, pairs, u.dtype))
+        if tried is not None:
+            return tried
     if u.is_cuda and not torch.are_deterministic_algorithms_enabled():
-        measured = _measured(torch.cuda.get_device_name(u.device)).get(key)
-        if measured is not None:
-            return measured
-    return rule(kind, channels, states, length, groups * batch)
+        return _measured_or_rule(kind, channels, states, length, pairs, u.dtype, u.device)
+    return rule(kind, channels, states, length, pairs)
+
+
+@lru_cache(maxsize=256)
+def _measured_or_rule(
+    kind: Pass, channels: int, states: int, length: int, pairs: int, dtype: torch.dtype, device: torch.device
+) -> ScanConfig:
+    measured = _measured(torch.cuda.get_device_name(device))
+    found = measured.get(problem_key(kind, channels, states, length, pairs, dtype))
+    return rule(kind, channels, states, length, pairs) if found is None else found
 
 
 @contextmanager
@@ -173,6 +265,7 @@ def remember(gpu: str, found: dict[str, ScanConfig], file: Path | None = None) -
     with new_file(file) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _measured.cache_clear()
+    _measured_or_rule.cache_clear()
 
 
 @lru_cache(maxsize=8)

@@ -193,6 +193,7 @@ def test_maps_that_pytorch_has_to_refuse_or_that_lie_in_steps_are_left_to_it():
     assert not fused_norm.can_read(x[..., ::2], norm)
     assert not fused_norm.can_read(x.double(), norm)
     assert not fused_norm.can_read(x[:, :2], norm)
+    assert not fused_norm.can_read(x[:0], norm)
     assert not fused_norm.can_read(x, nn.InstanceNorm3d(3))
     assert not fused_norm.can_read(x, nn.InstanceNorm3d(3, affine=True, track_running_stats=True))
     assert not fused_norm.is_available(x.device)

@@ -81,6 +81,15 @@ def test_a_residual_is_shared_by_the_directions_and_its_gradient_summed(directio
     compare(normalized, {"x": random(directions, 2, 7, 6), "residual": random(2, 7, 6, seed=1)})
 
 
+def test_no_rows_are_normalized_to_no_rows():
+    x = random(3, 0, 7, 6).requires_grad_()
+    residual = random(0, 7, 6).requires_grad_()
+    found = normalized(x, residual, backend="triton")
+    found.sum().backward()
+    assert found.shape == x.grad.shape == x.shape
+    assert residual.grad.shape == residual.shape
+
+
 def test_bfloat16_goes_in_and_out_with_statistics_in_float32():
     tensors = {"x": random(3, 2, 7, 32).bfloat16(), "residual": 100 + random(2, 7, 32, seed=1)}
     compare(lambda **t: normalized(**t, half=True), tensors, half=True)

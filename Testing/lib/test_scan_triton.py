@@ -156,10 +156,50 @@ def test_a_backward_pass_in_several_pieces_is_the_same(monkeypatch):
     case = Case(grid=(1, 1, 10), absent=("z",))
     made = tensors_of(case)
     whole = results(case, made)
-    monkeypatch.setattr(triton_launch, "SCRATCH_BYTES", 1)
+    monkeypatch.setattr(triton_tuning, "SCRATCH_BYTES", 1)
     pieces = results(case, made)
     for name, value in whole.items():
         assert torch.equal(pieces[name], value), name
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((ORDERS[3], ORDERS[4], ORDERS[7]), (1, 3, 3), channels=5),
+        Case((ORDERS[1],), (1, 1, 7), batch=2, channels=2, absent=("z", "D")),
+        Case(grid=(1, 1, 1), batch=2),
+    ],
+    ids=["three directions", "two images, backward", "single tokens"],
+)
+def test_a_scan_in_one_chunk_is_the_same_with_every_gradient(case, monkeypatch):
+    """Of 12 positions, more than there are tokens: nothing is carried, and one launch is the whole forward pass."""
+    whole = replace(TINY, chunk=12)
+    monkeypatch.setattr(triton_tuning, "config_for", lambda kind, u, states: whole)
+    made = tensors_of(case)
+    reference = wanted(case, made)
+
+    def refuse(*_: Any) -> None:
+        msg = "nothing to carry"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr(triton_launch._Scan, "join", refuse)
+    assert_agree(results(case, made), reference)
+
+
+def test_no_images_have_no_output_and_gradients_of_zero():
+    case = Case(batch=0)
+    for name, value in results(case, tensors_of(case)).items():
+        assert not value.any(), name
+
+
+def test_a_time_step_that_is_no_number_makes_all_that_follows_no_number():
+    case = Case(grid=(1, 1, 6), channels=3, absent=("z", "D"))
+    made = tensors_of(case)
+    made["delta"][0, 0, 2, 1] = float("nan")
+    output = results(case, made)["output"]
+    assert output[0, 0, 2:, 1].isnan().all()
+    assert output[0, 0, :, [0, 2]].isfinite().all()
+    assert output[0, 0, :2].isfinite().all()
 
 
 def test_the_signature_of_all_backends_leads_to_the_same_numbers():
@@ -319,6 +359,32 @@ def test_the_rule_divides_any_scan(states, channels, length):
             assert config.chunk % config.kept_every == 0
             assert length + 2 * config.chunk < 2**31  # positions are counted in 32 bits
     assert triton_tuning.rule("forward", channels, states, length, 8).block_channels <= max(4, 2 * channels)
+
+
+def test_few_tokens_are_one_chunk_that_hardly_exceeds_them():
+    for length in (1, 7, 27, 108, 128):
+        for kind in ("forward", "backward"):
+            chunk = triton_tuning.rule(kind, 640, 256, length, 1).chunk
+            assert length <= chunk <= max(8, 1.125 * length + 8)
+
+
+def test_a_scan_that_fills_the_gpu_without_chunks_has_none():
+    assert triton_tuning.rule("forward", 512, 256, 6912, 8).chunk >= 6912
+    assert triton_tuning.rule("forward", 512, 256, 6912, 1).chunk == triton_tuning.SHORTEST_CHUNK
+    assert triton_tuning.rule("forward", 64, 32, 1_769_472, 8).chunk == triton_tuning.LONGEST_CHUNK
+
+
+def test_a_search_tries_one_chunk_wherever_that_is_possible():
+    for length, pairs in ((864, 1), (6912, 1), (108, 8)):
+        found = triton_tuning.candidates("forward", 640, 256, length, pairs)
+        assert any(config.chunk >= length for config in found)
+        assert found[0] == triton_tuning.rule("forward", 640, 256, length, pairs)
+        assert any(config.chunk < length for config in found)
+
+
+def test_the_backward_pass_is_one_chunk_only_if_its_states_fit_into_the_scratch_memory():
+    assert triton_tuning.rule("backward", 640, 256, 108, 1).chunk >= 108
+    assert triton_tuning.rule("backward", 640, 256, 108, 8).chunk == triton_tuning.BACKWARD_CHUNK
 
 
 def test_a_search_takes_the_fastest_and_passes_over_what_fails():

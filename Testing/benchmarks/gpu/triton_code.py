@@ -48,6 +48,7 @@ STAGES = {
     "s3": (55_296, 256, 128),
     "s4": (6_912, 512, 256),
     "s5": (864, 640, 256),
+    "s6": (108, 640, 256),
 }
 """Tokens, channels, states."""
 STEPS = ("_group", "_batch", "_row")
@@ -74,7 +75,7 @@ class Code:
 def kernels(stage: str) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
     """Every kernel with its constants, and the updates one thread makes in one round of its innermost loop."""
     length, channels, states = STAGES[stage]
-    wide = triton.next_power_of_2(states)
+    wide = triton_tuning.power_of_2(states)
     found: list[tuple[Any, dict[str, Any], ScanConfig, int]] = []
     for kind, functions in (
         ("forward", (triton_forward.chunk_ends, triton_forward.chunk_outputs)),
@@ -83,6 +84,9 @@ def kernels(stage: str) -> list[tuple[Any, dict[str, Any], ScanConfig, int]]:
         config = triton_tuning.rule(kind, channels, states, length, 1)  # type: ignore[arg-type]
         common = {"D": channels, "N": states, "SOFTPLUS": True, "CHUNK": config.chunk}
         common |= {"BLOCK_N": wide}
+        if config.chunk >= length:  # nothing comes from, or goes to, another chunk
+            common |= {"starts": None, "leaving": None}
+            functions = functions[1:]
         for function in functions:
             boundary = function in (triton_forward.chunk_ends, triton_backward.chunk_leaving)
             block = config.boundary_channels if boundary else config.block_channels
