@@ -79,11 +79,37 @@ def _divided(
 ) -> list[Sequence[MambaPath]]:
     """Paths in their order, as many at a time as fit."""
     block = _layers(paths)[0].mamba
-    channels, inner = tokens.shape[2], block.D.shape[0]
-    narrow = 5 * inner + block.x_proj.weight.shape[0]  # xz, u, delta, y; and what x_proj gives
-    per_direction = tokens.shape[0] * tokens.shape[1] * (narrow * precision.itemsize + 3 * channels * 4)
-    at_once = max(1, together_bytes // (per_direction * max(len(path.layers) for path in paths)))
+    batch, length, channels = tokens.shape
+    at_once = paths_at_once(
+        batch * length, channels, block.D.shape[0], block.x_proj.weight.shape[0], precision.itemsize,
+        max(len(path.layers) for path in paths), together_bytes,
+    )  # fmt: skip
     return [paths[start : start + at_once] for start in range(0, len(paths), at_once)]
+
+
+def paths_at_once(
+    tokens: int,
+    channels: int,
+    inner: int,
+    projected: int,
+    itemsize: int,
+    directions: int,
+    together_bytes: int = TOGETHER_BYTES,
+) -> int:
+    """How many paths are computed together.
+
+    Args:
+        tokens: Rows of all batch entries.
+        channels: Of the layer's input.
+        inner: Channels of the scan.
+        projected: What x_proj makes of them: the time steps of low rank, B and C.
+        itemsize: Bytes of a number between the projections.
+        directions: Of the path that has most.
+        together_bytes: See `TOGETHER_BYTES`.
+    """
+    narrow = 5 * inner + projected  # xz, u, delta, y; and what x_proj gives
+    per_direction = tokens * (narrow * itemsize + 3 * channels * 4)
+    return max(1, together_bytes // (per_direction * directions))
 
 
 def _layers(paths: Sequence[MambaPath]) -> list[MambaLayer]:

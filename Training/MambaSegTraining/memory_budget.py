@@ -19,6 +19,7 @@ def step_settings(recipe: Recipe) -> StepSettings:
     return StepSettings(
         batch_size=recipe.batch_size,
         half=recipe.amp != "off",
+        mamba_half=recipe.amp == "bf16",
         recompute=recipe.recompute,
         optimizer_values=1 if recipe.optimizer == "sgd" else 2,
     )

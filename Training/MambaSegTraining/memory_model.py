@@ -1,8 +1,8 @@
 """How much memory a training step of a Mamba U-Net takes, and the patch that fits a budget.
 
-What autograd keeps is counted tensor by tensor, as the layers of `MambaSegLib.networks` compute, and tested against
-PyTorch's saved-tensor hooks. Weights, gradients and optimizer are exact. What comes and goes in the backward pass
-(`transient`) is an upper estimate, and buffers that cuDNN and the driver take are a constant.
+What autograd keeps is counted tensor by tensor, as the layers of `MambaSegLib.networks` compute (Mamba layers in
+`mamba_memory`), and tested against PyTorch's saved-tensor hooks. Weights, gradients and optimizer are exact. What comes and
+goes in the backward pass (`transient`) is an upper estimate, and buffers that cuDNN and the driver take are a constant.
 """
 
 from __future__ import annotations
@@ -11,28 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network, resolve_plan
-from MambaSegLib.networks.mamba_options import MambaOptions, resolve_mamba_options
+from MambaSegLib.networks.mamba_options import resolve_mamba_options
 from MambaSegLib.plan import IntTriple, NetworkPlan, Plan, StagePlan
 from MambaSegLib.schema import format_json, from_json, parse_json, to_json
 from MambaSegTraining.architecture import Pooling, plan_pooling
+from MambaSegTraining.mamba_memory import FULL, HALF, Scan, mamba_cost
 
-FULL, HALF = 4, 2
-EXPAND = 2
-TILE = 64
-"""Positions between two kept states of the scan, while they are few."""
-STATE_SHARE, FREE_STATE_BYTES = 0.15, 32 << 20
-"""Kept states never take more than this share of the scan's input once they are above the free bytes."""
-CUDA_CHUNK = 2048
-"""Positions between two kept states in mamba_ssm's kernel."""
 DRIVER_BYTES = 0.8e9
-
-Scan = Literal["indexed", "mamba_ssm"]
-"""How the scan reads its tensors: by index where they are ("numba", "triton"), or from copies in scan order
-("mamba_ssm"; this one is counted from its source and has not been compared with a GPU's own count)."""
+UNUSED_SHARE = 0.05
+"""Of what is allocated: what lies unused between the allocator's blocks, a guess on the safe side."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,8 @@ class StepSettings:
 
     Attributes:
         batch_size: Patches.
-        half: Convolutions in bfloat16 or float16; Mamba layers, loss and weights are float32 anyhow.
+        half: Convolutions in bfloat16 or float16; loss and weights are float32 anyhow.
+        mamba_half: What lies between the projections of a Mamba layer in bfloat16, too; it never is in float16.
         recompute: Mamba layers keep their input only, and are computed again in the backward pass.
         scan: See `Scan`.
         optimizer_values: Values the optimizer keeps per weight: 2 for Adam and its kin, 1 for SGD with momentum.
@@ -50,8 +41,9 @@ class StepSettings:
 
     batch_size: int = 2
     half: bool = True
+    mamba_half: bool = True
     recompute: bool = False
-    scan: Scan = "indexed"
+    scan: Scan = "side_by_side"
     optimizer_values: int = 2
     deep_supervision: bool = True
 
@@ -66,8 +58,8 @@ class MemoryEstimate:
         states: States kept by the selective scan.
         loss: Kept by the loss.
         weights: Weights, their gradients and the optimizer.
-        transient: Gradients of activations, and with recomputation the largest Mamba layer once.
-        fixed: Driver and library.
+        transient: Gradients of activations, room of the scan's kernels, and what Mamba layers compute again.
+        fixed: Driver, library, and what the allocator cannot use.
     """
 
     convolutions: int
@@ -110,23 +102,34 @@ def estimate_step(plan: NetworkPlan, settings: StepSettings | None = None) -> Me
     settings = settings or StepSettings()
     plan, options = resolve_mamba_options(plan)
     batch, voxels = settings.batch_size, _voxels(plan)
-    convolutions = _convolution_values(plan, voxels) * batch * (HALF if settings.half else FULL)
+    width = batch * (HALF if settings.half else FULL)
+    encoder, decoder = _encoder_values(plan, voxels) * width, _decoder_values(plan, voxels) * width
     layers = [
-        _MambaCost(stage.features, batch * count, options, settings)
+        mamba_cost(
+            stage.features,
+            batch * count,
+            options,
+            settings.scan,
+            recompute=settings.recompute,
+            half=settings.mamba_half,
+        )
         for index, (stage, count) in enumerate(zip(plan.stages, voxels, strict=True))
         if index in (options.mamba_stages or range(len(plan.stages)))
     ]
+    loss = _loss_bytes(plan, voxels, settings) * batch
+    # Mamba layers are in the encoder: when their gradients are due, the decoder's activations are no more.
+    in_encoder = max((layer.backward for layer in layers), default=0) - decoder - loss
     weight_count = _weight_count(replace(plan, patch_size=_smallest_patch(plan.stages)))
-    once = max((layer.one_direction + layer.one_state for layer in layers), default=0)
-    return MemoryEstimate(
-        convolutions=convolutions,
+    estimate = MemoryEstimate(
+        convolutions=encoder + decoder,
         mamba=sum(layer.kept for layer in layers),
         states=sum(layer.kept_states for layer in layers),
-        loss=_loss_bytes(plan, voxels, settings) * batch,
+        loss=loss,
         weights=weight_count * (FULL * (2 + settings.optimizer_values) + (HALF if settings.half else 0)),
-        transient=_transient(plan, voxels, settings, layers) + (once if settings.recompute else 0),
+        transient=max(_in_decoder(plan, voxels, settings), in_encoder),
         fixed=int(DRIVER_BYTES),
     )
+    return replace(estimate, fixed=estimate.fixed + int(UNUSED_SHARE * (estimate.total - estimate.fixed)))
 
 
 def fit_to_budget(
@@ -166,56 +169,8 @@ def fit_to_budget(
     return plan
 
 
-class _MambaCost:
-    """Bytes of one `MambaLayer3d`."""
-
-    def __init__(self, channels: int, tokens: int, options: MambaOptions, settings: StepSettings) -> None:
-        states, paths = min(channels, options.d_state_max), options.paths()
-        directions = sum(len(path.orders) for path in paths)
-        both = sum(len(path.orders) > 1 for path in paths)
-        unit = FULL * tokens * channels
-        statistics = FULL * tokens * 2
-        self.one_direction = _direction_bytes(channels, tokens, states, options, settings)
-        self.one_state = _state_bytes(tokens, channels * EXPAND, states, settings)
-        kept_directions = 0 if settings.recompute else directions
-        # The tokens in float32, the normalized ones where there is an outer norm, and each path's sum before its norm.
-        outer = unit + statistics if options.outer_norm else 0
-        self.kept = unit + outer + both * (unit + statistics) + kept_directions * self.one_direction
-        self.kept_states = kept_directions * self.one_state
-
-
-def _direction_bytes(channels: int, tokens: int, states: int, options: MambaOptions, settings: StepSettings) -> int:
-    """What one scan direction keeps besides its input, in the order `MambaLayer` computes."""
-    inner, unit = EXPAND * channels, FULL * tokens
-    projected = math.ceil(channels / 16) + 2 * states
-    kept = channels  # the normalized tokens, for the input projection
-    if settings.scan == "indexed":
-        kept += 2 * inner  # x and z, two halves of one tensor
-        kept += inner  # after the convolution
-        kept += inner  # time steps
-        kept += inner  # the scan's output, for the output projection
-    else:
-        kept += inner  # x, copied for the convolution
-        kept += 2 * inner  # after the convolution: in memory order and in scan order
-        kept += 2 * inner  # time steps and gate in scan order
-        kept += 2 * inner  # output before the gate in scan order, and after it in memory order
-        kept += 2 * states  # B and C in scan order
-    kept += projected  # time steps of low rank, B and C
-    kept += 2 * channels  # before and after the second norm
-    if options.head == "mlp":
-        kept += 2 * channels  # before and after its activation
-    return unit * (kept + 4)  # mean and deviation of two norms
-
-
-def _state_bytes(tokens: int, inner: int, states: int, settings: StepSettings) -> int:
-    if settings.scan == "mamba_ssm":
-        return FULL * 2 * states * inner * math.ceil(tokens / CUDA_CHUNK)
-    every_tile = FULL * tokens * inner * states // TILE
-    return min(every_tile, max(FREE_STATE_BYTES, int(STATE_SHARE * FULL * tokens * inner)))
-
-
-def _convolution_values(plan: NetworkPlan, voxels: Sequence[int]) -> int:
-    """Values per patch kept by stem, encoder and decoder.
+def _encoder_values(plan: NetworkPlan, voxels: Sequence[int]) -> int:
+    """Values per patch kept by stem and encoder.
 
     A block keeps the inputs of two norms (outputs of the convolutions) and two activated feature maps; each is also the
     input of the next convolution, which shares it.
@@ -230,6 +185,12 @@ def _convolution_values(plan: NetworkPlan, voxels: Sequence[int]) -> int:
             values += previous * count if stage.stride != (1, 1, 1) else 0  # its averaged input
         values += stage.features * count if index in placed else 0  # the Mamba layer's output
         previous = stage.features
+    return values
+
+
+def _decoder_values(plan: NetworkPlan, voxels: Sequence[int]) -> int:
+    """The same of the decoder."""
+    values = 0
     for stage, count in zip(plan.stages[:-1], voxels[:-1], strict=True):
         # Upsampled and skipped features side by side, the shortcut's norm, and the blocks.
         values += stage.features * count * (2 + 1 + 4 * stage.decoder_blocks)
@@ -243,13 +204,12 @@ def _loss_bytes(plan: NetworkPlan, voxels: Sequence[int], settings: StepSettings
     return sum(counted) * (3 * plan.out_channels * FULL + 8)
 
 
-def _transient(plan: NetworkPlan, voxels: Sequence[int], settings: StepSettings, layers: Sequence[_MambaCost]) -> int:
-    """Gradients alive at once: three of the widest feature map and two of the logits, or those of one scan direction."""
+def _in_decoder(plan: NetworkPlan, voxels: Sequence[int], settings: StepSettings) -> int:
+    """Gradients alive at once: three of the widest feature map and two of the logits."""
     width = HALF if settings.half else FULL
     widest = max(2 * stage.features * count for stage, count in zip(plan.stages, voxels, strict=True))
     logits = plan.out_channels * voxels[0] * FULL
-    in_decoder = settings.batch_size * (3 * widest * width + 2 * logits)
-    return max(in_decoder, max((layer.one_direction for layer in layers), default=0))
+    return settings.batch_size * (3 * widest * width + 2 * logits)
 
 
 def _voxels(plan: NetworkPlan) -> list[int]:
