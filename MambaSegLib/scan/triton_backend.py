@@ -29,6 +29,9 @@ OLDEST_TRITON = (3, 3)
 MOST_TOKENS = 2**31 - 2**14
 """Positions are counted in 32 bits, beyond the end of the last chunk; offsets in 64."""
 
+MOST_SEQUENCES = 2**16 - 1
+"""Directions times batch entries: programs along a grid's second axis."""
+
 
 def why_unavailable(device: str, needs_gradient: bool) -> str | None:
     """Say why the kernels cannot run on `device`; None if they can."""
@@ -86,7 +89,7 @@ def scan_rows(scans: Scans) -> tuple[Tensor, Tensor]:
     """
     from MambaSegLib.scan.triton_launch import Walk
 
-    _check(scans.tensors, scans.u.shape[2])
+    _check(scans.tensors)
     parameters = each(lambda t: t.float(), scans.parameters)
     result: tuple[Tensor, Tensor] = _Scan.apply(  # type: ignore[no-untyped-call]
         Walk(scans.grid, scans.orders), scans.softplus, *scans.sequences, *parameters
@@ -94,8 +97,14 @@ def scan_rows(scans: Scans) -> tuple[Tensor, Tensor]:
     return result
 
 
-def _check(tensors: tuple[Tensor | None, ...], tokens: int) -> None:
+def _check(tensors: tuple[Tensor | None, ...]) -> None:
+    """The first one has the rows."""
     refuse_float64(tensors, "triton")
+    assert tensors[0] is not None, "there are tokens"
+    groups, batch, tokens, _ = tensors[0].shape
+    if groups * batch > MOST_SEQUENCES:
+        msg = f"the triton backend takes up to {MOST_SEQUENCES} sequences at once, got {groups * batch}; use a smaller batch"
+        raise ValueError(msg)
     if tokens > MOST_TOKENS:
         msg = f"the triton backend counts up to {MOST_TOKENS} tokens, got {tokens}; use a smaller patch"
         raise ValueError(msg)
@@ -168,7 +177,7 @@ def convolve_rows(
     """
     from MambaSegLib.scan.triton_launch import Walk
 
-    _check((x, weight, bias), x.shape[2])
+    _check((x, weight, bias))
     result: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
         Walk(grid, orders), silu, x, *each(lambda t: t.float(), (weight, bias))
     )

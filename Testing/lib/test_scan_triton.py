@@ -270,13 +270,17 @@ def test_memory_around_the_tensors_is_neither_used_nor_touched():
         assert int(frame.isnan().sum()) == frame.numel() - windows[name].numel(), name
 
 
-def test_float64_and_too_many_tokens_are_refused():
+def test_float64_and_too_many_tokens_or_sequences_are_refused():
     doubles = {name: t.double() for name, t in tensors_of(Case()).items()}
     with pytest.raises(ValueError, match="float64"):
         triton_backend.scan_rows(Scans(**doubles, softplus=True, grid=(1, 1, 6), orders=(NATURAL_ORDER,)))
     with pytest.raises(ValueError, match="smaller patch"):
         triton_backend.convolve_rows(
             torch.zeros(1, 1, 1, 1).expand(1, 1, 2**31, 1), torch.zeros(1, 1, 4), None, False, (1, 1, 2**31), ()
+        )
+    with pytest.raises(ValueError, match="smaller batch"):
+        triton_backend.convolve_rows(
+            torch.zeros(1, 1, 1, 1).expand(1, 2**16, 1, 1), torch.zeros(1, 1, 4), None, False, (1, 1, 1), ()
         )
 
 
