@@ -150,7 +150,7 @@ def tune(settings: Settings) -> Iterator[str]:
     gpu = torch.cuda.get_device_name(settings.device)
     for name, stage in STAGES.items():
         length, channels, states = stage
-        for pairs in (1, 2):
+        for pairs in (1, 2, 8):  # one direction, one both ways or in two images, the eight of a released layer
             for kind in ("forward", "backward"):
                 made = tensors(stage, torch.bfloat16, settings.device, pairs)
                 run = _runner("triton", made, gradient=kind == "backward")
