@@ -60,9 +60,16 @@ def why_no_triton(device: str) -> str | None:
 
 @lru_cache(maxsize=16)
 def _probe_failure(device: str, needs_gradient: bool) -> str | None:
+    """Asked for one chunk, as its few tokens would be, and for several, which takes kernels of their own."""
     from MambaSegLib.scan.probe import probe_failure
+    from MambaSegLib.scan.triton_tuning import EVERY_SCAN, ScanConfig, override
 
-    return probe_failure(selective_scan, causal_conv1d, device, needs_gradient)
+    for tokens in (16, 4):
+        with override(EVERY_SCAN, ScanConfig(block_channels=4, boundary_channels=4, chunk=tokens)):
+            failure = probe_failure(selective_scan, causal_conv1d, device, needs_gradient)
+        if failure is not None:
+            return failure
+    return None
 
 
 def selective_scan(scan: Scan) -> tuple[Tensor, Tensor]:

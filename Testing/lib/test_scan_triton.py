@@ -38,6 +38,7 @@ ORDERS = tuple(ScanOrder(axes, backward) for axes in itertools.permutations(rang
 FORWARD_TOLERANCE = 5e-7
 # Gradients go through the same factors twice, and those of A and the bias sum terms of both signs.
 GRADIENT_TOLERANCE = 5e-6
+BY_RULE = triton_tuning.config_for
 TINY = ScanConfig(block_channels=4, boundary_channels=4, chunk=4, unroll=2, kept_every=2)
 
 
@@ -339,6 +340,23 @@ def test_it_refuses_gpus_triton_does_not_compile_for_and_kernels_that_compute_no
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     reason = triton_backend.why_unavailable("cuda:7", needs_gradient=False)  # no such device: the probe fails
     assert reason.startswith("a tiny scan failed on cuda:7")
+
+
+@pytest.mark.parametrize("broken", ["run_forward", "run_backward"])
+def test_the_probe_runs_the_kernels_for_one_chunk_and_those_for_several(monkeypatch, broken):
+    monkeypatch.setattr(triton_tuning, "config_for", BY_RULE)
+    assert triton_backend._probe_failure.__wrapped__("cpu", needs_gradient=True) is None
+    in_truth, chunks = getattr(triton_launch, broken), []
+
+    def run(operands: Any, *arguments: Any) -> Any:
+        kind = broken.removeprefix("run_")
+        chunks.append(-(-operands.u.shape[2] // BY_RULE(kind, operands.u, operands.A.shape[1]).chunk))
+        return in_truth(operands, *arguments)
+
+    monkeypatch.setattr(triton_launch, broken, run)
+    monkeypatch.setattr(triton_launch._Scan, "join", lambda *arguments, **named: None)
+    assert "off by" in triton_backend._probe_failure.__wrapped__("cpu", needs_gradient=True)
+    assert chunks == [1, 3]
 
 
 def test_it_asks_for_a_triton_that_takes_its_kernels(monkeypatch):
