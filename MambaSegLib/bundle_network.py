@@ -57,10 +57,12 @@ class _AtMost(TorchFunctionMode):
         self._left, self._name = numbers, name
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of PyTorch, or return the tensor it would have filled."""
+        """Call a function of PyTorch, or fill the tensor it would have drawn with zeros."""
         named = kwargs or {}
         if getattr(func, "__name__", "") in _FILLS:
-            return args[0] if args else named["tensor"]
+            tensor = args[0] if args else named["tensor"]
+            tensor.detach().zero_()  # not what memory held: `trunc_normal_` draws again until all is within its bounds
+            return tensor
         if func in _FACTORIES:
             size = {"size": named["size"]} if "size" in named else {}
             self._left -= torch.empty(*args, **size, device="meta").numel()

@@ -385,3 +385,12 @@ def test_a_path_without_a_model_says_so(tmp_path: Path, tiny_bundle: Bundle) -> 
     assert "holds no bundle.json" in refusal(tmp_path / "empty")
     shutil.rmtree(tiny_bundle.path)
     assert "There is no model" in refusal(tiny_bundle.path)
+
+
+def test_weights_that_are_drawn_until_they_fit_end_whatever_memory_held():
+    from MambaSegLib.bundle_network import _AtMost
+
+    tensor = torch.full((50,), 1e9)
+    with _AtMost(1000, "a model"):
+        torch.nn.init.trunc_normal_(tensor, std=0.02)
+    assert not tensor.any()
