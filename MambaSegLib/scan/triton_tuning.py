@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.atomic import new_file
-from MambaSegLib.remembered import cache_folder
+from MambaSegLib.remembered import cache_folder, recall
 
 Pass = Literal["forward", "backward"]
 
@@ -136,14 +136,18 @@ def _chunked(channels: int, states: int, length: int, pairs: int) -> ScanConfig:
     block = _boundary(channels, states)
     wanted = max(1, length * pieces(channels, block) * pairs // PROGRAMS_WANTED)
     chunk = min(max(power_of_2(wanted), SHORTEST_CHUNK), LONGEST_CHUNK)
-    return ScanConfig(block, block, chunk, unroll=2 if power_of_2(states) == 32 else 1)
+    return ScanConfig(block, block, chunk, unroll=_unroll(states))
 
 
 def _whole(channels: int, states: int, length: int) -> list[ScanConfig]:
     """Forward, in one chunk; fewer channels per program make more programs."""
-    block, unroll = _boundary(channels, states), 2 if power_of_2(states) == 32 else 1
+    block, unroll = _boundary(channels, states), _unroll(states)
     sizes = (block >> halvings for halvings in range(3)) if length <= LONGEST_WHOLE else ()
     return [ScanConfig(size, size, _covering(length), unroll=unroll) for size in sizes if size >= 4]
+
+
+def _unroll(states: int) -> int:
+    return 2 if power_of_2(states) == 32 else 1
 
 
 def _covering(length: int) -> int:
@@ -261,7 +265,7 @@ def cache_file() -> Path:
 def remember(gpu: str, found: dict[str, ScanConfig], file: Path | None = None) -> None:
     """Add measurements of a GPU to the file."""
     file = file or cache_file()
-    content = _read(file)
+    content: dict[str, Any] = recall(file)
     content.setdefault(gpu, {}).update({key: asdict(config) for key, config in found.items()})
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as partial:
@@ -272,16 +276,9 @@ def remember(gpu: str, found: dict[str, ScanConfig], file: Path | None = None) -
 
 @lru_cache(maxsize=8)
 def _measured(gpu: str) -> dict[str, ScanConfig]:
+    content: dict[str, Any] = recall(cache_file())
     try:
-        return {key: ScanConfig(**values) for key, values in _read(cache_file()).get(gpu, {}).items()}
+        return {key: ScanConfig(**values) for key, values in content.get(gpu, {}).items()}
     except (TypeError, ValueError, AttributeError) as error:
         log.warning("%s is damaged and not used: %s", cache_file(), error)
         return {}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
