@@ -392,13 +392,19 @@ def test_an_interrupted_run_leaves_no_file_and_says_cancelled(
     folder.mkdir()
     big = write_image(tmp_path / "big.nii.gz", geometry=replace(GRID, shape=(64, 64, 64)))
     words = ["segment", str(big), "-o", str(folder / "o.seg.nrrd"), *model, *QUICK, "--events", "--overlap", "0.9"]
+    number = getattr(signal, name)
     with subprocess.Popen(
-        [sys.executable, "-m", "MambaSegLib", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "MambaSegLib", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Tests that run in a shell's background ignore Ctrl-C, and hand that on.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 (no threads here that could hold a lock)
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if json.loads(line).get("stage") == "Predicting":
-                process.send_signal(getattr(signal, name))
+                process.send_signal(number)
                 break
         last = process.stdout.read().splitlines()[-1]
         process.wait(timeout=120)
