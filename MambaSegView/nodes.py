@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
-from MambaSegmentationLib.conversion import RAS_TO_LPS, fitRegion, imageData, labelsFromSegmentation
+from MambaSegmentationLib.conversion import RAS_TO_LPS, imageData, labelsFromSegmentation
+from MambaSegmentationLib.region import fitRegion
 from MambaSegmentationLib.worker import libraryEnvironment
 
 from MambaSegLib.atomic import new_file

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import slicer
 from MambaSegmentationLib.channels import suggestedNodes
-from MambaSegmentationLib.conversion import RAS_TO_LPS, labelsFromSegmentation, trainedExtent
+from MambaSegmentationLib.conversion import RAS_TO_LPS, labelsFromSegmentation
 from MambaSegmentationLib.logic import DEFAULT_MODEL, Segmenter
+from MambaSegmentationLib.region import trainedExtent
 
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.errors import InputError

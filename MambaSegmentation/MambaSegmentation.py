@@ -86,6 +86,7 @@ class MambaSegmentationParameterNode:
     show3D: bool = True
     tab: str = "single"
     batchSource: str = "folder"
+    batchRoi: slicer.vtkMRMLMarkupsROINode
     inputFolder: str = ""
     outputFolder: str = ""
     fileFormat: str = ".seg.nrrd"
@@ -143,6 +144,7 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
         cases: Sequence[Nodes],
         model: str = DEFAULT_MODEL,
         device: str = "auto",
+        roiNode: Any = None,
         wait: bool = True,
         **options: Any,
     ) -> Any:
@@ -152,6 +154,7 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
             cases: What `segment` takes, for each.
             model: As `segment`.
             device: As `segment`.
+            roiNode: As `segment`; an image outside it fails, the others go on.
             wait: As `segment`.
             **options: As `segment`.
 
@@ -162,7 +165,7 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
         Raises:
             MambaSegLib.MambaSegError: What was found and what to do.
         """
-        run = self.segmenter.startMany(cases, model=model, device=device, **options)
+        run = self.segmenter.startMany(cases, model=model, device=device, roiNode=roiNode, **options)
         return run.wait() if wait else run
 
     def segmentFolder(
@@ -171,6 +174,7 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
         outputFolder: str | Path,
         model: str = DEFAULT_MODEL,
         device: str = "auto",
+        roiNode: Any = None,
         wait: bool = True,
         **options: Any,
     ) -> Any:
@@ -181,6 +185,7 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
             outputFolder: Folder for segmentations and the table outcomes.csv; made where it is missing.
             model: As `segment`.
             device: As `segment`.
+            roiNode: As `segmentMany`.
             wait: As `segment`.
             **options: fileFormat, patterns (see `mambaseg batch --help`), and as `segment`.
 
@@ -190,7 +195,9 @@ class MambaSegmentationLogic(ScriptedLoadableModuleLogic):
         Raises:
             MambaSegLib.MambaSegError: What was found and what to do.
         """
-        run = self.segmenter.startFolder(inputFolder, outputFolder, model=model, device=device, **options)
+        run = self.segmenter.startFolder(
+            inputFolder, outputFolder, model=model, device=device, roiNode=roiNode, **options
+        )
         return run.wait() if wait else run
 
     def estimate(

@@ -11,7 +11,8 @@ from MambaSegLib.bundle import Bundle
 from MambaSegLib.errors import InputError
 from MambaSegLib.progress import Progress
 from MambaSegmentationLib.job import Job, shareDone
-from MambaSegmentationLib.request import Options, predictionWords
+from MambaSegmentationLib.region import regionBounds, regionWords
+from MambaSegmentationLib.request import Options, predictionWords, regionNotices
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event, Worker
 
@@ -130,6 +131,7 @@ class FolderRun(BatchRun):
         *,
         fileFormat: str = ".seg.nrrd",
         patterns: dict[str, str] | None = None,
+        roiNode: Any = None,
         command: tuple[str, ...] = (),
     ) -> None:
         """Start the worker.
@@ -141,16 +143,19 @@ class FolderRun(BatchRun):
             options: How; frames and surfaces play no part.
             fileFormat: ".seg.nrrd", ".nii.gz", ".nrrd" or ".mha".
             patterns: Channel -> path below the input folder with {case} in it; None takes numbered files.
+            roiNode: Only this region of each image, where the world of the scene has it; an image outside it fails.
             command: First words of the worker's command line; () takes this Python and library.
 
         Raises:
-            InputError: If the input folder does not exist, or is the output folder.
+            InputError: If the input folder does not exist, or is the output folder; or as `regionBounds`.
             EnvironmentProblemError: If the worker cannot be started.
         """
         super().__init__(inputFolder.name)
         self.outputFolder = outputFolder
         self._inputFolder, self._bundle, self._options = inputFolder, bundle, options
         self._format, self._patterns = fileFormat, patterns or {}
+        self._region = regionBounds(roiNode) if roiNode is not None else None
+        self.notices += regionNotices(roiNode)
         self._begin(command, options.host)
 
     def _words(self) -> list[str]:
@@ -165,7 +170,7 @@ class FolderRun(BatchRun):
             )
             raise InputError(message)
         words = ["batch", str(self._inputFolder), "-o", str(self.outputFolder), "--format", self._format]
-        words += predictionWords(self._bundle, self._options)
+        words += [*predictionWords(self._bundle, self._options), *regionWords(self._region)]
         for channel, pattern in self._patterns.items():
             words += ["--pattern", f"{channel}={pattern}"]
         words += ["--uncertainty"] if self._options.uncertainty else []

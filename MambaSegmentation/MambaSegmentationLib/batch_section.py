@@ -12,10 +12,11 @@ import slicer
 from MambaSegLib.commands.reporting import duration
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegmentationLib.batch_run import BatchRun, CaseOutcome
-from MambaSegmentationLib.channels import isImage, sceneCases
+from MambaSegmentationLib.channels import activeImage, isImage, sceneCases
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.dicom_series import databaseSeries
 from MambaSegmentationLib.outcomes_file import earlierOutcomes
+from MambaSegmentationLib.region_row import RegionRow
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs, choose, chooseInto, chosen, fill, setText
 
@@ -41,17 +42,19 @@ class BatchSection:
         sources += [("dicom", _("DICOM database"))] if _database() is not None else []
         fill(ui.sourceSelector, sources, "folder")
         fill(ui.fileFormatSelector, [(name, name) for name in FORMATS], FORMATS[0])
+        self._region = RegionRow(ui.batchRoiSelector, ui.batchRoiNoteLabel, activeImage, self._onRegion)
         self._makeTable()
         self._connect()
 
     def labels(self) -> list[Any]:
         """Labels of the rows, to be aligned."""
         ui = self._ui
-        return [ui.sourceLabel, ui.inputFolderLabel, ui.outputFolderLabel, ui.fileFormatLabel]
+        return [ui.sourceLabel, ui.inputFolderLabel, ui.batchRoiLabel, ui.outputFolderLabel, ui.fileFormatLabel]
 
     def setModel(self, model: ListedModel | None) -> None:
         """The model decides which images there are to choose from."""
         self._model = model
+        self._region.setModel(model)
         self._list()
 
     def show(self) -> None:
@@ -61,6 +64,10 @@ class BatchSection:
         setText(self._ui.inputFolderEdit, self._choices.get("inputFolder"))
         setText(self._ui.outputFolderEdit, self._choices.get("outputFolder"))
         self._showSource()
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._region.close()
 
     def missing(self) -> str:
         """What is left to be chosen, for a person; "" if nothing is."""
@@ -80,7 +87,7 @@ class BatchSection:
             MambaSegError: As `Segmenter.startMany` and its sisters.
         """
         source, marked = chosen(self._ui.sourceSelector), self._marked()
-        words = {"model": model, **options}
+        words = {"model": model, "roiNode": self._region.node(), **options}
         if source == "scene":
             nodes = [slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in marked]
             assert self._model is not None
@@ -133,6 +140,10 @@ class BatchSection:
         self._showSource()
         self.onChange()
 
+    def _onRegion(self) -> None:
+        self._showHint()
+        self.onChange()
+
     def _onFolder(self, name: str, text: str) -> None:
         self._choices.store(name, text.strip())
         if name == "outputFolder":
@@ -151,10 +162,15 @@ class BatchSection:
         for widgets, visible in shown.items():
             for widget in widgets:
                 widget.setVisible(visible)
-        ui.batchHintLabel.setText(f"<small>{self._hint(source)}</small>")
+        self._showHint()
         # Looking through a large DICOM database takes seconds: not whenever anything is chosen.
         if source == "scene" or (source == "dicom" and self._listed != source):
             self._list()
+
+    def _showHint(self) -> None:
+        hint = self._hint(chosen(self._ui.sourceSelector))
+        outside = _("Images outside the region fail, and the others are segmented.")
+        self._ui.batchHintLabel.setText(f"<small>{hint} {outside if self._region.node() is not None else ''}</small>")
 
     def _hint(self, source: str) -> str:
         if source == "scene":

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from MambaSegLib.errors import MambaSegError
+import numpy as np
+
+from MambaSegLib.errors import InputError, MambaSegError
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.batch_run import BatchRun
-from MambaSegmentationLib.request import Request, VolumeNodes, predictionWords, writeChannels
+from MambaSegmentationLib.region import Bounds, regionBounds, regionWords
+from MambaSegmentationLib.request import Request, VolumeNodes, predictionWords, regionNotices, writeChannels
 from MambaSegmentationLib.results import ResultFiles, takeIn
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_watch import SceneWatch
 from MambaSegmentationLib.translation import tr as _
+
+_SAME_MM = 1e-3
 
 
 class CasesRun(BatchRun):
@@ -61,10 +66,10 @@ class SceneBatchRun(CasesRun):
 
         Args:
             cases: Image per channel, of each case.
-            request: What to do with each; its nodes, region and output play no part.
+            request: What to do with each; its nodes and output play no part. An image outside the region fails.
 
         Raises:
-            InputError: If an image cannot be used.
+            InputError: If an image cannot be used, or a transform makes the region another one for some images.
             EnvironmentProblemError: If the images cannot be written or the worker cannot be started.
         """
         super().__init__(_("{count} images").format(count=len(cases)), request)
@@ -93,7 +98,9 @@ class SceneBatchRun(CasesRun):
     def _writeCases(self, folder: Path) -> list[str]:
         for number, nodes in enumerate(self._cases):
             writeChannels(conversion.volumesFromNodes(nodes), folder, caseKey(number))
-        return []
+        roiNode = self._request.roiNode
+        self.notices += regionNotices(roiNode)
+        return regionWords(commonRegion(roiNode, [nodes[0] for nodes in self._cases]) if roiNode is not None else None)
 
     def _caseName(self, name: str) -> str:
         number = int(name)
@@ -135,6 +142,22 @@ class SceneBatchRun(CasesRun):
 
     def _result(self) -> Any:
         return tuple(self.segmentationNodes)
+
+
+def commonRegion(roiNode: Any, nodes: Sequence[Any]) -> Bounds:
+    """Bounds of a region that are the same in the coordinates of all images.
+
+    Raises:
+        InputError: If they are not, because the images lie under different transforms; or as `regionBounds`.
+    """
+    first, *others = [regionBounds(roiNode, node) for node in nodes]
+    if all(np.allclose(first, bounds, rtol=0, atol=_SAME_MM) for bounds in others):
+        return first
+    message = _(
+        "The images lie under different transforms, so that {roi} is not one region for all of them. Harden the "
+        "transforms, or segment the images one by one."
+    )
+    raise InputError(message.format(roi=roiNode.GetName()))
 
 
 def caseKey(number: int) -> str:

@@ -135,3 +135,9 @@ def _isNumber(channel: str, position: int, name: str) -> bool:
 def isImage(node: Any) -> bool:
     """Whether a node is an image that can be segmented, and not a label map."""
     return isinstance(node, VolumeNode) and not node.IsA("vtkMRMLLabelMapVolumeNode")
+
+
+def activeImage() -> Any:
+    """Image shown in the slice views; None if there is none."""
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    return slicer.mrmlScene.GetNodeByID((selection.GetActiveVolumeID() or "") if selection is not None else "")

@@ -12,6 +12,7 @@ from MambaSegLib.geometry import Geometry
 from MambaSegLib.volume_io import write_volume
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.job import Job
+from MambaSegmentationLib.region import regionBounds, regionBox
 from MambaSegmentationLib.request import Request, predictionWords
 from MambaSegmentationLib.worker import Event, Worker
 
@@ -137,4 +138,4 @@ def _geometry(request: Request) -> Geometry:
     geometry = conversion.volumeGeometry(node)
     if request.roiNode is None:
         return geometry
-    return geometry.cropped(conversion.regionBox(conversion.regionBounds(request.roiNode, node), geometry))
+    return geometry.cropped(regionBox(regionBounds(request.roiNode, node), geometry))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import slicer
@@ -16,16 +15,14 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from MambaSegLib.errors import InputError
-from MambaSegLib.geometry import Array, Box, Geometry, box_from_world, straightened
-from MambaSegLib.plan import Label, Plan
+from MambaSegLib.geometry import Array, Geometry, straightened
+from MambaSegLib.plan import Label
 from MambaSegLib.seg_nrrd import TAG_PREFIX, terminology_entry
 from MambaSegLib.volume import Labels, Volume
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.translation import tr as _
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-Bounds = tuple[float, float, float, float, float, float]
 
 
 def volumeFromNode(
@@ -79,67 +76,6 @@ def volumesFromNodes(
         volumeFromNode(content, frame=frame, matrix=_relativeMatrix(node, first, content))
         for node, content in zip(nodes, contents or nodes, strict=True)
     )
-
-
-def regionBounds(roiNode: slicer.vtkMRMLDisplayableNode, node: slicer.vtkMRMLScalarVolumeNode) -> Bounds:
-    """Bounds of a markups ROI in the coordinates of an image's node, RAS mm: x0, x1, y0, y1, z0, z1.
-
-    A turned ROI, or one turned relative to the image by a transform, gives the upright box around it.
-
-    Raises:
-        InputError: If the ROI has not been placed, or the transform to the image is not linear.
-    """
-    bounds = [0.0] * 6
-    roiNode.GetRASBounds(bounds)
-    if not all(bounds[2 * k] < bounds[2 * k + 1] for k in range(3)):
-        message = _("The region {roi} has no size yet. Place it in the views, or choose no region.").format(
-            roi=roiNode.GetName()
-        )
-        raise InputError(message)
-    # GetRASBounds is in world coordinates: the ROI's own transform is in it already.
-    toNode = _betweenNodes(None, node.GetParentTransformNode(), f"{node.GetName()} and the region")
-    corners = np.array([[*corner, 1.0] for corner in product(bounds[0:2], bounds[2:4], bounds[4:6])]) @ toNode.T
-    low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
-    return (*(float(v) for pair in zip(low, high, strict=True) for v in pair),)  # type: ignore[return-value]
-
-
-def fitRegion(
-    roiNode: slicer.vtkMRMLMarkupsROINode, node: slicer.vtkMRMLScalarVolumeNode, largest_mm: Array | None = None
-) -> None:
-    """Draw a region around an image, transforms included; where it is larger than wanted, in its middle.
-
-    Args:
-        roiNode: The region.
-        node: The image.
-        largest_mm: Size along R, A, S that is not exceeded; None for no limit.
-    """
-    bounds = [0.0] * 6
-    node.GetRASBounds(bounds)
-    lower, upper = np.array(bounds[::2]), np.array(bounds[1::2])
-    size = upper - lower if largest_mm is None else np.minimum(upper - lower, largest_mm)
-    roiNode.SetCenterWorld(*((lower + upper) / 2))
-    roiNode.SetSizeWorld(*size)
-
-
-def trainedExtent(plan: Plan) -> Array | None:
-    """Largest training image along R, A and S in mm; None where the model does not say."""
-    if plan.fingerprint is None:
-        return None
-    axes = ["RLAPSI".index(letter) // 2 for letter in plan.orientation]
-    extent = np.zeros(3)
-    extent[axes] = plan.fingerprint.extent_max_mm
-    return extent
-
-
-def regionBox(bounds: Bounds, geometry: Geometry) -> Box:
-    """Voxels of a region given in RAS mm.
-
-    Raises:
-        InputError: If it lies outside the volume.
-    """
-    x0, x1, y0, y1, z0, z1 = bounds
-    # R -> L and A -> P turn the sign, so lower and upper change places.
-    return box_from_world(geometry, (-x1, -y1, z0), (-x0, -y0, z1))
 
 
 def checkOutput(outputNode: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode) -> None:
@@ -280,7 +216,7 @@ def voxels(node: slicer.vtkMRMLScalarVolumeNode, frame: int | None) -> Array:
 def _ijkToRas(node: slicer.vtkMRMLScalarVolumeNode) -> Array:
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
-    return _asArray(matrix)
+    return asArray(matrix)
 
 
 def _relativeMatrix(
@@ -292,21 +228,27 @@ def _relativeMatrix(
     if node.GetTransformNodeID() == first.GetTransformNodeID():
         return _ijkToRas(content)
     names = f"{node.GetName()} and {first.GetName()}"
-    between = _betweenNodes(node.GetParentTransformNode(), first.GetParentTransformNode(), names)
+    between = betweenNodes(node.GetParentTransformNode(), first.GetParentTransformNode(), names)
     return between @ _ijkToRas(content)
 
 
-def _betweenNodes(source: object, target: object, names: str) -> Array:
+def betweenNodes(source: object, target: object, names: str) -> Array:
+    """4 x 4 from below one transform node to below another; None is the world.
+
+    Raises:
+        InputError: If it is not linear; `names` says for a person what lies below them.
+    """
     matrix = vtk.vtkMatrix4x4()
     if not slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(source, target, matrix):
         message = _("The transform between {names} is not linear. Harden it in the Transforms module first.").format(
             names=names
         )
         raise InputError(message)
-    return _asArray(matrix)
+    return asArray(matrix)
 
 
-def _asArray(matrix: vtk.vtkMatrix4x4) -> Array:
+def asArray(matrix: vtk.vtkMatrix4x4) -> Array:
+    """The elements of a matrix."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 

@@ -80,6 +80,7 @@ class DicomRun(FolderRun):
         options: Options,
         *,
         fileFormat: str = ".seg.nrrd",
+        roiNode: Any = None,
         command: tuple[str, ...] = (),
     ) -> None:
         """Start the worker; arguments and errors as of `FolderRun`."""
@@ -87,7 +88,14 @@ class DicomRun(FolderRun):
         channels = [channel.name for channel in bundle.manifest.plan.channels]
         patterns = {channel: f"{{case}}/{number}" for number, channel in enumerate(channels)}
         super().__init__(
-            bundle, Path("DICOM"), outputFolder, options, fileFormat=fileFormat, patterns=patterns, command=command
+            bundle,
+            Path("DICOM"),
+            outputFolder,
+            options,
+            fileFormat=fileFormat,
+            patterns=patterns,
+            roiNode=roiNode,
+            command=command,
         )
 
     def _words(self) -> list[str]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import qt
 import slicer
-import vtk
 
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Channel
-from MambaSegmentationLib.channels import isImage, suggestedNodes
+from MambaSegmentationLib.channels import activeImage, isImage, suggestedNodes
 from MambaSegmentationLib.choices import Choices
-from MambaSegmentationLib.conversion import fitRegion, trainedExtent
 from MambaSegmentationLib.frames import numberOfFrames
+from MambaSegmentationLib.region_row import RegionRow
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import choose, chosen, fill
 
@@ -31,14 +30,9 @@ class InputsSection:
         self.onChange: Callable[[], None] = lambda: None
         self._ui, self._choices = ui, choices
         self._channels: tuple[Channel, ...] = ()
-        self._largest_mm: Any = None
         self._rows: list[tuple[Any, Any]] = []
-        self._roiNode: Any = None
-        self._roiTag = 0
-        for selector in (ui.roiSelector, ui.outputSelector):
-            selector.setMRMLScene(slicer.mrmlScene)
-        ui.roiSelector.nodeAddedByUser.connect(lambda node: self._placeRegion(node))
-        ui.roiSelector.currentNodeIDChanged.connect(lambda *_: self._onRegion())
+        self._region = RegionRow(ui.roiSelector, ui.roiNoteLabel, self._image, lambda: self.onChange())
+        ui.outputSelector.setMRMLScene(slicer.mrmlScene)
         fill(ui.framesSelector, [("current", _("The one that is shown")), ("all", _("All"))], "current")
         ui.framesSelector.currentIndexChanged.connect(lambda *_: self._onFrames())
 
@@ -61,7 +55,7 @@ class InputsSection:
     def setModel(self, model: ListedModel | None) -> None:
         """Show a row per channel of a model, with the stored images, else those whose names fit."""
         channels = model.manifest.plan.channels if model and model.manifest else ()
-        self._largest_mm = trainedExtent(model.manifest.plan) if model and model.manifest else None
+        self._region.setModel(model)
         if channels == self._channels:
             return
         self._channels = tuple(channels)
@@ -87,22 +81,11 @@ class InputsSection:
                 selector.blockSignals(False)
         choose(self._ui.framesSelector, self._choices.get("frames", "current"))
         self._showFrames()
+        self._region.show()
 
     def close(self) -> None:
         """Watch nothing any more."""
-        self._watchRegion(None)
-
-    def _onRegion(self) -> None:
-        self._watchRegion(self._ui.roiSelector.currentNode())
-        self.onChange()
-
-    def _watchRegion(self, roiNode: Any) -> None:
-        """A region that is dragged is another one: what was estimated holds for its size only."""
-        if self._roiNode is not None:
-            self._roiNode.RemoveObserver(self._roiTag)
-        self._roiNode = roiNode
-        if roiNode is not None:
-            self._roiTag = roiNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.onChange())
+        self._region.close()
 
     def _addRow(self) -> None:
         number = len(self._rows)
@@ -122,13 +105,12 @@ class InputsSection:
         if number < len(self._channels):
             self._choices.storeChannelNode(self._channels[number].name, self._rows[number][1].currentNode())
         self._showFrames()
+        self._region.show()
         self.onChange()
 
-    def _placeRegion(self, roiNode: Any) -> None:
-        """A new region is as large as the images the model knows, or holds all of a smaller one; its handles move it."""
-        image = next((node for node in self.nodes().values() if node is not None), None)
-        if image is not None:
-            fitRegion(roiNode, image, self._largest_mm)
+    def _image(self) -> Any:
+        """The first image that is chosen; None if none is."""
+        return next((node for node in self.nodes().values() if node is not None), None)
 
     def _onFrames(self) -> None:
         self._choices.store("frames", chosen(self._ui.framesSelector))
@@ -140,8 +122,8 @@ class InputsSection:
         if not selectors or not self._choices or any(selector.currentNode() for selector in selectors.values()):
             return
         images = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if isImage(node)]
-        active = slicer.mrmlScene.GetNodeByID(_activeVolumeId())
-        for selector, guess in zip(selectors.values(), suggestedNodes(self._channels, images, active), strict=True):
+        guesses = suggestedNodes(self._channels, images, activeImage())
+        for selector, guess in zip(selectors.values(), guesses, strict=True):
             if guess is not None:
                 selector.setCurrentNode(guess)
 
@@ -153,11 +135,6 @@ class InputsSection:
         self._ui.framesSelector.setItemText(1, _("All {count}").format(count=count))
         for widget in (self._ui.framesLabel, self._ui.framesSelector):
             widget.setVisible(count > 1)
-
-
-def _activeVolumeId() -> str:
-    node = slicer.app.applicationLogic().GetSelectionNode()
-    return (node.GetActiveVolumeID() or "") if node is not None else ""
 
 
 def _channelTitle(channel: Channel) -> str:

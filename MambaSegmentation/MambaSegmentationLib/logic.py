@@ -58,7 +58,9 @@ class Segmenter:
         self._run = run
         return run
 
-    def startMany(self, cases: Sequence[Nodes], *, model: str = DEFAULT_MODEL, **options: Any) -> SceneBatchRun:
+    def startMany(
+        self, cases: Sequence[Nodes], *, model: str = DEFAULT_MODEL, roiNode: Any = None, **options: Any
+    ) -> SceneBatchRun:
         """Start segmenting several images of the scene, one after the other.
 
         Raises:
@@ -69,7 +71,7 @@ class Segmenter:
         if not cases:
             message = _("No image was chosen. Mark the images to be segmented.")
             raise InputError(message)
-        request = self._request(cases[0], model, None, None, options)
+        request = self._request(cases[0], model, roiNode, None, options)
         ordered = [orderedNodes(nodes, request.bundle) for nodes in cases]
         self._checkPackages(request.options)
         run = SceneBatchRun(ordered, request)
@@ -84,6 +86,7 @@ class Segmenter:
         model: str = DEFAULT_MODEL,
         fileFormat: str = ".seg.nrrd",
         patterns: Mapping[str, str] | None = None,
+        roiNode: Any = None,
         **options: Any,
     ) -> FolderRun:
         """Start segmenting a folder of images; what an earlier run finished is left alone.
@@ -103,6 +106,7 @@ class Segmenter:
             checked,
             fileFormat=fileFormat,
             patterns=dict(patterns or {}),
+            roiNode=roiNode,
             command=self.workerCommand,
         )
         self._run = run
@@ -115,6 +119,7 @@ class Segmenter:
         *,
         model: str = DEFAULT_MODEL,
         fileFormat: str = ".seg.nrrd",
+        roiNode: Any = None,
         **options: Any,
     ) -> DicomRun:
         """Start segmenting series of Slicer's DICOM database into a folder; see `startFolder`."""
@@ -122,7 +127,15 @@ class Segmenter:
         bundle = self._bundle(model)
         checked = Options.checked(**options)
         self._checkPackages(checked)
-        run = DicomRun(bundle, series, Path(outputFolder), checked, fileFormat=fileFormat, command=self.workerCommand)
+        run = DicomRun(
+            bundle,
+            series,
+            Path(outputFolder),
+            checked,
+            fileFormat=fileFormat,
+            roiNode=roiNode,
+            command=self.workerCommand,
+        )
         self._run = run
         return run
 

@@ -8,6 +8,7 @@ from typing import Any
 from MambaSegLib.commands.reporting import duration
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.computer import Computer, ComputerRun, Estimate
+from MambaSegmentationLib.region import regionBounds, regionBox
 from MambaSegmentationLib.translation import tr as _
 
 
@@ -82,7 +83,7 @@ def needKey(nodes: Any, model: str, options: dict[str, Any], roiNode: Any, frame
     try:
         geometry = conversion.volumeGeometry(node)
         if roiNode is not None:
-            box = conversion.regionBox(conversion.regionBounds(roiNode, node), geometry).slices
+            box = regionBox(regionBounds(roiNode, node), geometry).slices
     except ValueError:
         return None  # what is wrong is said when the person presses Apply
     how = tuple(options[name] for name in ("device", "scan", "folds", "quality", "host"))

@@ -14,7 +14,7 @@ from MambaSegLib.errors import InputError
 from MambaSegLib.quality import QUALITIES, Quality
 from MambaSegLib.volume import Volume
 from MambaSegLib.volume_io import write_volume
-from MambaSegmentationLib import conversion
+from MambaSegmentationLib.region import Bounds, regionBounds, regionBox, regionNote
 from MambaSegmentationLib.translation import tr as _
 
 VolumeNodes = tuple[slicer.vtkMRMLScalarVolumeNode, ...]
@@ -107,13 +107,18 @@ def predictionWords(bundle: Bundle, options: Options) -> list[str]:
     return words if options.mirroring is None else [*words, "--mirroring" if options.mirroring else "--no-mirroring"]
 
 
-def regionWords(request: Request, volume: Volume) -> list[str]:
-    """The words for a region; a region outside the image is refused before any work is done."""
+def checkedRegion(request: Request, volume: Volume) -> Bounds | None:
+    """Bounds of the region, if there is one; one outside the image is refused before any work is done."""
     if request.roiNode is None:
-        return []
-    bounds = conversion.regionBounds(request.roiNode, request.nodes[0])
-    conversion.regionBox(bounds, volume.geometry)
-    return ["--roi", *(repr(bound) for bound in bounds)]
+        return None
+    bounds = regionBounds(request.roiNode, request.nodes[0])
+    regionBox(bounds, volume.geometry)
+    return bounds
+
+
+def regionNotices(roiNode: Any, node: Any = None) -> list[str]:
+    """What to know about the region before trusting a result; see `regionNote`."""
+    return [note for note in [regionNote(roiNode, node)] if note]
 
 
 def writeChannels(volumes: Sequence[Volume], folder: Path, name: str) -> list[Path]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from MambaSegmentationLib import conversion, frames
 from MambaSegmentationLib.job import Job
-from MambaSegmentationLib.request import Request, predictionWords, regionWords, writeChannels
+from MambaSegmentationLib.region import regionWords
+from MambaSegmentationLib.request import Request, checkedRegion, predictionWords, regionNotices, writeChannels
 from MambaSegmentationLib.results import ResultFiles, takeIn
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_watch import SceneWatch
@@ -61,7 +62,8 @@ class SegmentationRun(Job):
         volumes = conversion.volumesFromNodes(request.nodes, frame=options.frame)
         if request.outputNode is not None:
             conversion.checkOutput(request.outputNode, request.nodes[0])
-        region = regionWords(request, volumes[0])
+        region = regionWords(checkedRegion(request, volumes[0]))
+        self.notices += regionNotices(request.roiNode, request.nodes[0])
         paths = writeChannels(volumes, self._folder, "channel")
         channels = request.bundle.manifest.plan.channels
         words = [f"{channel.name}={path}" for channel, path in zip(channels, paths, strict=True)]

@@ -15,7 +15,8 @@ from MambaSegLib.volume_io import read_labels, read_volume
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.cases_run import CasesRun, caseKey
 from MambaSegmentationLib.frames import Frames, framesOf
-from MambaSegmentationLib.request import Request, regionWords, writeChannels
+from MambaSegmentationLib.region import regionWords
+from MambaSegmentationLib.request import Request, checkedRegion, regionNotices, writeChannels
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_nodes import componentNode, tableNodeFromCsv, volumeNodeFromArray
 from MambaSegmentationLib.scene_watch import SceneWatch
@@ -62,9 +63,10 @@ class SequenceRun(CasesRun):
 
     def _writeCases(self, folder: Path) -> list[str]:
         region: list[str] = []
+        self.notices += regionNotices(self._request.roiNode, self._request.nodes[0])
         for number in range(self.cases):
             volumes = self._frames.volumes(number)
-            region = region or regionWords(self._request, volumes[0])
+            region = region or regionWords(checkedRegion(self._request, volumes[0]))
             writeChannels(volumes, folder, caseKey(number))
         return region
 

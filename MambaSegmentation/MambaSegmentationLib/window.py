@@ -90,7 +90,8 @@ class Window:
         """Parameter -> widget that shows and changes it by itself."""
         ui = self.ui
         checks = {"show3D": ui.show3DCheck, "uncertainty": ui.uncertaintyCheck, "statistics": ui.statisticsCheck}
-        return {"roi": ui.roiSelector, "output": ui.outputSelector, **checks}
+        nodes = {"roi": ui.roiSelector, "batchRoi": ui.batchRoiSelector, "output": ui.outputSelector}
+        return nodes | checks
 
     def show(self) -> None:
         """Show the models there are now and the stored choices."""
@@ -113,6 +114,7 @@ class Window:
         self._timer.stop()
         self.disconnect()
         self.inputs.close()
+        self.batch.close()
         for tag in self._sceneTags:
             slicer.mrmlScene.RemoveObserver(tag)
         self._soon.stop()

@@ -11,7 +11,7 @@ import qt
 import slicer
 import vtk
 from conftest import waitFor
-from MambaSegmentationLib import conversion
+from MambaSegmentationLib import conversion, region
 from MambaSegmentationLib.dicom_series import databaseSeries, dicomCases
 from threshold_worker import bright
 
@@ -120,6 +120,29 @@ def test_marked_images_of_the_scene_are_segmented_and_can_be_undone(tab, oblique
         assert np.array_equal(found, bright(slicer.util.arrayFromVolume(image)))
     ui.undoButton.click()
     assert scene.GetFirstNodeByClass("vtkMRMLSegmentationNode") is None
+
+
+def test_a_region_of_the_batch_is_its_own_and_the_hint_says_what_becomes_of_images_outside(
+    tab, obliqueVolume, addVolume, scene
+):
+    window, ui, errors = tab
+    far = np.array([[1, 0, 0, 900], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    addVolume(np.zeros((8, 8, 8), np.int16), far, "far away")
+    choose(ui.sourceSelector, "scene")
+    assert "Images outside the region" not in ui.batchHintLabel.text()
+    ui.batchRoiSelector.addNode()
+    assert "Images outside the region fail" in ui.batchHintLabel.text()
+    assert ui.roiSelector.currentNode() is None
+    roi = ui.batchRoiSelector.currentNode()
+    assert window._choices.get("batchRoi") is roi
+    window._segmenter.workerCommand = ()
+    region.fitRegion(roi, obliqueVolume)
+    for number in range(2):
+        ui.caseList.item(number).setCheckState(qt.Qt.Checked)
+    runs(window, ui)
+    assert errors == []
+    assert [row[:2] for row in rows(ui)] == [["T1", "Done"], ["far away", "Failed"]]
+    assert "outside the image" in ui.outcomeTable.item(1, 3).text()
 
 
 def _matrix(node):

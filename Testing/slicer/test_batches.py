@@ -7,10 +7,12 @@ import time
 import numpy as np
 import pytest
 import slicer
+import vtk
 from conftest import contents, rasMatrix, until
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.channels import sceneCases
 from MambaSegmentationLib.computer import Computer
+from MambaSegmentationLib.region import regionBounds, regionBox
 
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.errors import CancelledError, InputError
@@ -109,6 +111,57 @@ def test_a_folder_is_segmented_and_resumed(segmenter, images, tmp_path):
     again = segmenter.startFolder(source, target, **words)
     again.wait(300)
     assert again.counts() == {"done": 0, "skipped": 1, "failed": 1}
+
+
+@pytest.fixture
+def corner(images, scene):
+    """A region about some voxels of the first image; the images of the fixture lie on one another."""
+    x, y, z = conversion.volumeGeometry(images[0]).to_world((2, 4, 4)) * (-1, -1, 1)
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "corner")
+    roi.SetCenter(x, y, z)
+    roi.SetSize(6, 6, 6)
+    return roi
+
+
+def outsideVoxels(labels, roi, image=None):
+    """How many voxels of the segments lie outside the box of voxels that holds the region."""
+    array = labels.array.copy()
+    array[regionBox(regionBounds(roi, image), labels.geometry).slices] = 0
+    return int((array > 0).sum())
+
+
+def test_a_region_holds_for_all_images_and_those_it_does_not_meet_fail(segmenter, images, corner, addVolume):
+    far = addVolume(np.zeros((8, 8, 8), np.int16), np.array([[1, 0, 0, 900], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    run = segmenter.startMany([*images, far], roiNode=corner, **TINY)
+    *found, none = run.wait(300)
+    assert [outcome.status for outcome in run.outcomes] == ["done", "done", "failed"]
+    assert "lies outside the image" in run.outcomes[2].message
+    assert none is None
+    for node, image in zip(found, images, strict=True):
+        labels = conversion.labelsFromSegmentation(node, image)
+        assert labels.array.any()
+        assert outsideVoxels(labels, corner, image) == 0
+
+
+def test_a_region_holds_for_a_folder_of_files(segmenter, images, corner, tmp_path):
+    (tmp_path / "in").mkdir()
+    volume = conversion.volumeFromNode(images[0])
+    write_volume(volume.array[0], volume.geometry, tmp_path / "in" / "a.nrrd")
+    run = segmenter.startFolder(tmp_path / "in", tmp_path / "out", roiNode=corner, **TINY)
+    assert [outcome.status for outcome in run.wait(300)] == ["done"]
+    labels = read_labels(tmp_path / "out" / "a.seg.nrrd")
+    assert labels.array.any()
+    assert outsideVoxels(labels, corner) == 0
+
+
+def test_a_region_that_transforms_make_another_one_for_some_images_is_refused(segmenter, images, corner, scene):
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
+    matrix = vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 5)
+    transform.SetMatrixTransformToParent(matrix)
+    images[1].SetAndObserveTransformNodeID(transform.GetID())
+    with pytest.raises(InputError, match="corner is not one region for all of them"):
+        segmenter.startMany(images, roiNode=corner, **TINY)
 
 
 def test_folders_that_cannot_be_are_refused(segmenter, tmp_path):

@@ -229,35 +229,6 @@ def test_a_sheared_image_is_refused(obliqueVolume):
         conversion.volumeFromNode(obliqueVolume)
 
 
-def test_a_region_covers_the_voxels_it_is_drawn_around(addVolume, scene):
-    node = addVolume(np.zeros((10, 10, 10), np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
-    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
-    roi.SetXYZ(6, 8, 10)
-    roi.SetRadiusXYZ(2, 2, 4)
-    bounds = conversion.regionBounds(roi, node)
-    assert bounds == pytest.approx((4, 8, 6, 10, 6, 14))
-    # Voxel i is centered at 2i mm and reaches 1 mm to both sides.
-    box = conversion.regionBox(bounds, conversion.volumeGeometry(node))
-    assert (box.start, box.stop) == ((3, 3, 2), (8, 6, 5))
-
-
-def test_a_region_follows_the_images_transform(addVolume, scene):
-    node = addVolume(np.zeros((10, 10, 10), np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
-    shift(node, scene, right_mm=100)
-    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
-    roi.SetXYZ(106, 8, 10)
-    roi.SetRadiusXYZ(2, 2, 4)
-    assert conversion.regionBounds(roi, node) == pytest.approx((4, 8, 6, 10, 6, 14))
-
-
-def test_a_region_that_misses_the_image_is_refused(addVolume, scene):
-    node = addVolume(np.zeros((10, 10, 10), np.int16), np.eye(4))
-    with pytest.raises(InputError, match="outside"):
-        conversion.regionBox((50, 60, 0, 5, 0, 5), conversion.volumeGeometry(node))
-    with pytest.raises(InputError, match="no size"):
-        conversion.regionBounds(scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region"), node)
-
-
 def test_a_table_keeps_numbers_as_numbers_and_gives_centers_in_ras(obliqueVolume, tmp_path):
     path = tmp_path / "table.csv"
     text = "name,volume_ml,centroid_x_mm,centroid_z_mm\nhead,1.5,-3.5,4\ntail,0.25,,\n"

@@ -13,6 +13,7 @@ import slicer
 from conftest import contents, until
 from MambaSegmentationLib import conversion, dependencies
 from MambaSegmentationLib.channels import orderedNodes, suggestedNodes
+from MambaSegmentationLib.region import regionBounds, regionBox
 from MambaSegmentationLib.request import Options, predictionWords
 
 from MambaSegLib.bundle import load_bundle
@@ -66,7 +67,7 @@ def test_a_region_limits_the_result(segmenter, image, scene):
     roi.SetXYZ(-center[0], -center[1], center[2])
     roi.SetRadiusXYZ(2, 2, 2)
     node = start(segmenter, image, roiNode=roi).wait(300)
-    box = conversion.regionBox(conversion.regionBounds(roi, image), conversion.volumeGeometry(image))
+    box = regionBox(regionBounds(roi, image), conversion.volumeGeometry(image))
     outside = conversion.labelsFromSegmentation(node, image).array.copy()
     outside[box.slices] = 0
     assert not outside.any()

@@ -11,6 +11,7 @@ import pytest
 import SampleData
 import slicer
 from MambaSegmentationLib import conversion, sample_data
+from MambaSegmentationLib.region import regionBounds, regionBox
 
 MODULE_FILE = Path(__file__).parents[2] / "MambaSegmentation" / "MambaSegmentation.py"
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
@@ -79,6 +80,6 @@ def test_the_region_cuts_the_shipped_cut_out_from_the_template(registered, mirro
     template, region = SampleData.load(registered["HippocampusTemplateT1"], tmp_path, mirror)
     (cutOut,) = SampleData.load(registered["LeftHippocampusT1"], tmp_path, mirror)
     whole, part = conversion.volumeFromNode(template), conversion.volumeFromNode(cutOut)
-    box = conversion.regionBox(conversion.regionBounds(region, template), whole.geometry)
+    box = regionBox(regionBounds(region, template), whole.geometry)
     assert whole.geometry.cropped(box).is_close(part.geometry)
     assert (whole.array[0][box.slices] == part.array[0]).all()

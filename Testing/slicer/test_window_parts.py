@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import qt
 import slicer
+import vtk
 from conftest import MODULE_FILE, contents, rasMatrix, waitFor
 from MambaSegmentationLib import conversion, dependencies
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.computer import Computer, Estimate
+from MambaSegmentationLib.region import regionBounds, regionBox
 from MambaSegmentationLib.widgets import choose
 from MambaSegmentationLib.worker import pythonExecutable
 from threshold_worker import bright
@@ -162,11 +164,28 @@ def test_a_new_region_is_drawn_around_the_image(ready, obliqueVolume):
     found = [0.0] * 6
     ui.roiSelector.currentNode().GetRASBounds(found)
     np.testing.assert_allclose(found, bounds, atol=1e-4)
-    box = conversion.regionBox(
-        conversion.regionBounds(ui.roiSelector.currentNode(), obliqueVolume), conversion.volumeGeometry(obliqueVolume)
-    )
+    box = regionBox(regionBounds(ui.roiSelector.currentNode(), obliqueVolume), conversion.volumeGeometry(obliqueVolume))
     assert box.shape == conversion.volumeGeometry(obliqueVolume).shape
     assert errors == []
+
+
+def test_a_turned_region_is_told_to_be_segmented_as_its_upright_box(ready, obliqueVolume, thresholdWorker):
+    window, ui, _ = ready
+    ui.roiSelector.addNode()
+    roi = ui.roiSelector.currentNode()
+    assert not ui.roiNoteLabel.isVisibleTo(ui.singleArea)
+    turn = vtk.vtkTransform()
+    turn.Translate(roi.GetCenter())
+    turn.RotateZ(45)
+    roi.SetAndObserveObjectToNodeMatrix(turn.GetMatrix())  # as its handles do
+    assert ui.roiNoteLabel.isVisibleTo(ui.singleArea)
+    assert "upright box around it" in ui.roiNoteLabel.text()
+    window._segmenter.workerCommand = thresholdWorker
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy())
+    assert "upright box around it" in ui.warningLabel.text()
+    ui.roiSelector.setCurrentNode(None)
+    assert not ui.roiNoteLabel.isVisibleTo(ui.singleArea)
 
 
 def test_a_new_region_in_a_large_image_is_as_large_as_the_images_the_model_knows(opened, addVolume):
