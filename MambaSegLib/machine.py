@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
+from MambaSegLib.limits import SYSTEM, memory_limits, usable_processors
+
 _PACKAGES = ("numpy", "torch", "SimpleITK", "numba", "scipy", "safetensors")
 _ACCELERATORS = ("mamba_ssm", "causal_conv1d", "triton")
 _VECTOR_FEATURES = ("avx2", "fma", "avx512f", "avx512vl", "neon", "sve")
@@ -28,8 +30,8 @@ class Machine:
         processor: Its name.
         cores: Processor threads this process may use.
         vector_features: Instruction sets the compiled scan can use; () where unknown.
-        memory_total_bytes: Main memory; 0 where unknown.
-        memory_free_bytes: Of it, what programs may still take; 0 where unknown.
+        memory_total_bytes: Main memory, or what of it this process may have; 0 where unknown.
+        memory_free_bytes: Of it, what this process may still take; 0 where unknown.
         devices: What networks can be computed on, e.g. "cuda:0 (NVIDIA H100, 78 GiB)".
     """
 
@@ -59,7 +61,7 @@ def look_around() -> Machine:
         python=f"{platform.python_version()} ({sys.executable})",
         system=platform.platform(),
         processor=processor_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_processors(),
         vector_features=_vector_features(),
         memory_total_bytes=total,
         memory_free_bytes=free,
@@ -87,15 +89,27 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_bytes() -> tuple[int, int]:
-    """Main memory and what of it is free; (0, 0) where the system does not tell."""
+def memory_bytes(system: Path = SYSTEM) -> tuple[int, int]:
+    """Main memory and what of it this process may still take, within the limits of a container; 0 where unknown.
+
+    Args:
+        system: Where /proc and /sys are.
+    """
     if sys.platform == "win32":
         return _windows_memory()
+    total, free = _main_memory(system)
+    limits = memory_limits(system)
+    totals = [limit.total_bytes for limit in limits] + ([total] if total else [])
+    frees = [limit.free_bytes for limit in limits] + ([free] if free else [])
+    return min(totals, default=0), min(frees, default=0)
+
+
+def _main_memory(system: Path) -> tuple[int, int]:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return 0, 0
-    info = Path("/proc/meminfo")
+    info = system / "proc/meminfo"
     if info.is_file():
         for line in info.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("MemAvailable:"):

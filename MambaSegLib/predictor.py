@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, prod
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from MambaSegLib import __version__, fingerprint_check
@@ -99,7 +100,7 @@ class Predictor:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | str | PathLike[str],
         *,
         device: str = "auto",
         scan: str = "auto",
@@ -116,7 +117,7 @@ class Predictor:
         If this is what imports PyTorch, idle threads of it will sleep; see `idle_threads.import_torch`.
 
         Args:
-            bundle: The model.
+            bundle: The model, its name, or the path of its folder or .zip; see `bundle.load_bundle`.
             device: "auto", "cpu", "cuda", "cuda:1", "mps"; see `devices.resolve_device`.
             scan: Scan backend, or "auto" for the fastest there is; see `scan.resolve_backend`.
             folds: Folds to average; None takes all the model has.
@@ -133,11 +134,12 @@ class Predictor:
             speeds: File in which the time of a tile is remembered, so that the next volume's time is known at its start.
 
         Raises:
-            InputError: If an argument is out of range, or the model has no such fold.
+            InputError: If an argument is out of range, there is no such model, or it has no such fold.
             EnvironmentProblemError: If PyTorch, the device or the scan backend is missing.
         """
         _check(scan, folds, tile_batch, engine)
         how = thoroughness(quality, overlap, mirroring)
+        bundle = _opened(bundle)
         _require_torch()
         self.bundle = bundle
         self.device = resolve_device(device)
@@ -344,6 +346,20 @@ class _Timed:
 
 def _ignore(progress: Progress) -> None:
     del progress
+
+
+def _opened(bundle: Bundle | str | PathLike[str]) -> Bundle:
+    from MambaSegLib.bundle import load_bundle
+
+    if isinstance(bundle, str | PathLike):
+        return load_bundle(fspath(bundle))
+    if not hasattr(bundle, "manifest"):
+        msg = (
+            f"a model is needed: its name, the path of its folder or .zip, or what load_bundle returns; found {bundle!r} "
+            f"({type(bundle).__name__})"
+        )
+        raise InputError(msg)
+    return bundle
 
 
 def _check(scan: str, folds: Sequence[int] | None, tile_batch: int | None, engine: str) -> None:

@@ -16,6 +16,7 @@ from MambaSegLib.commands.parsing import DEFAULT_MODEL, add_model, add_predictio
 from MambaSegLib.commands.reporting import Reporter, duration
 from MambaSegLib.commands.session import make_predictor, parse_inputs, read_inputs
 from MambaSegLib.devices import unavailable_devices
+from MambaSegLib.limits import set_threads
 from MambaSegLib.machine import Machine, look_around
 
 _ENVIRONMENT = 3
@@ -42,6 +43,8 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     """Examine this computer."""
     machine = look_around()
+    if machine.devices:
+        set_threads(arguments.threads)
     checks = tuple(check for device in _devices(machine) for check in check_backends(device, test=not arguments.quick))
     need = _estimate(arguments, reporter) if arguments.input else None
     report = _as_json(machine, checks, need)

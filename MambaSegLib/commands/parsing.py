@@ -103,7 +103,9 @@ def _add_tuning(group: argparse._ArgumentGroup) -> None:
         choices=("auto", "fused", "pytorch"),
         help="how a CPU computes a network's layers; same result to rounding (default: what is faster here)",
     )
-    group.add_argument("--threads", type=positive, metavar="N", help="processor threads to use (default: all cores)")
+    group.add_argument(
+        "--threads", type=positive, metavar="N", help="processor threads to use (default: all this process may use)"
+    )
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:

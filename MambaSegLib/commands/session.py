@@ -20,6 +20,7 @@ from MambaSegLib.commands.reporting import Reporter
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Box, Geometry, box_from_world
 from MambaSegLib.label_writing import check_output_path
+from MambaSegLib.limits import set_threads
 from MambaSegLib.plan import Region
 from MambaSegLib.volume import Volume
 
@@ -155,10 +156,7 @@ def make_predictor(bundle: Bundle, arguments: argparse.Namespace) -> Predictor:
     """Load the weights, with the options of the command line."""
     from MambaSegLib.predictor import Predictor
 
-    if arguments.threads is not None:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
+    set_threads(arguments.threads)
     return Predictor(
         bundle,
         device=arguments.device,

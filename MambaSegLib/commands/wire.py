@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -20,7 +21,9 @@ PROTOCOL = 1
 
 _MAX_LINE_BYTES = 16 * 1024**2
 _CHUNK_BYTES = 1024**2
-_PART = re.compile(r"[^/\\:\0]{1,255}")
+_PART = re.compile(r"[^/\0]{1,255}")
+_WINDOWS_PART = re.compile(r"[^/\\:\0]{1,255}")
+"""On Windows C: is a drive, a:b a stream inside the file a, and a backslash begins another folder."""
 
 
 class Wire:
@@ -71,14 +74,20 @@ class Wire:
                 left -= len(data)
 
 
-def safe_name(name: object) -> PurePosixPath:
+def safe_name(name: object, *, windows: bool = sys.platform == "win32") -> PurePosixPath:
     """A name from the other side that cannot lead out of a folder.
+
+    Args:
+        name: With forward slashes.
+        windows: Whether this is a Windows, where more letters have a meaning of their own.
 
     Raises:
         InputError: If it could.
     """
     parts = str(name).split("/")
-    if not all(_PART.fullmatch(part) and part not in (".", "..") for part in parts):
-        message = f"The other computer sent a file with a name that is not accepted: {str(name)[:100]!r}."
+    letters = _WINDOWS_PART if windows else _PART
+    if not all(letters.fullmatch(part) and part not in (".", "..") for part in parts):
+        cure = r" Windows takes no : or \ in a name; give the file another." if windows else ""
+        message = f"The other computer sent a file with a name that is not accepted: {str(name)[:100]!r}.{cure}"
         raise InputError(message)
     return PurePosixPath(*parts)

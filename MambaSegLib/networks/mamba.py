@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from MambaSegLib.networks.float32_layer import in_float32
 from MambaSegLib.networks.mamba_directions import half_precision, sum_of_paths
 from MambaSegLib.scan import causal_conv1d, selective_scan, streams_blocks
 from MambaSegLib.scan.directions import share_launches
@@ -210,19 +211,21 @@ class MambaLayer3d(nn.Module):
 
         Half precision overflows in the recurrence (the scan multiplies many factors), which is why the released Uni-
         and Bidirectional networks switch autocast off here, too. Only where all directions run side by side on a GPU,
-        bfloat16 between the projections is allowed: the recurrence itself is float32 there (`mamba_directions`).
+        bfloat16 between the projections is allowed: the recurrence itself is float32 there (`mamba_directions`). With
+        float64 weights (`.double()`) everything is float64, by the backend pytorch.
         """
         batch, channels, *sizes = features.shape
         grid = (sizes[0], sizes[1], sizes[2])
         precision = half_precision(features.device)
         with torch.autocast(features.device.type, enabled=False):
-            tokens = self.norm(features.float().flatten(2).transpose(1, 2).contiguous())
+            tokens = self.norm(in_float32(features, self).flatten(2).transpose(1, 2).contiguous())
             mixed = self._sum(tokens, grid, precision) / len(self.paths)
         return mixed.transpose(1, 2).reshape(batch, channels, *sizes).to(features.dtype)
 
     def _sum(self, tokens: Tensor, grid: IntTriple, precision: torch.dtype) -> Tensor:
         paths = cast("list[MambaPath]", list(self.paths))
-        if share_launches(tokens.device, paths[0].layers[0].mamba.scan_backend):  # type: ignore[union-attr, arg-type]
+        backend: str = paths[0].layers[0].mamba.scan_backend  # type: ignore[union-attr, assignment]
+        if tokens.dtype == torch.float32 and share_launches(tokens.device, backend):
             return sum_of_paths(paths, tokens, grid, precision)
         mixed: Tensor = paths[0](tokens, grid)
         for path in paths[1:]:

@@ -205,10 +205,27 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     assert json.loads(process.stdout.splitlines()[-1]) == {"event": "end", "code": 2}
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../b", "a\\b", "C:/x", "", "a//b", "."])
-def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../b", "", "a//b", ".", "a/\0"])
+def test_names_that_lead_elsewhere_are_refused(name: str, windows: bool) -> None:
     with pytest.raises(InputError, match="not accepted"):
-        safe_name(name)
+        safe_name(name, windows=windows)
+
+
+@pytest.mark.parametrize("name", ["a\\..\\b", "C:/x", "in/0/scan:1.nii.gz"])
+def test_what_means_a_drive_a_stream_or_a_folder_on_windows_is_a_plain_name_elsewhere(name: str) -> None:
+    assert str(safe_name(name, windows=False)) == name
+    with pytest.raises(InputError, match="Windows takes no : "):
+        safe_name(name, windows=True)
+
+
+def test_images_and_results_with_colons_in_their_names_travel(
+    tmp_path: Path, there: list[str], image: Path, tiny_bundle: Bundle
+) -> None:
+    image = image.rename(tmp_path / "2026-01-01 10:30\\T1.nrrd")
+    output = tmp_path / "10:30.seg.nrrd"
+    assert main([*there, "segment", str(image), "-o", str(output), "--model", str(tiny_bundle.path), *QUICK]) == 0
+    assert read_labels(output).geometry.shape == GRID.shape
 
 
 def test_only_files_that_were_asked_for_are_taken(tmp_path: Path) -> None:

@@ -170,3 +170,22 @@ def test_autocast_leaves_the_layer_in_float32_and_returns_the_callers_type():
         result = layer(features)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result, expected.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_layer_with_float64_weights_is_exact_to_float64(gradient):
+    texts = LAYERS["multidirectional, paper"]
+    torch.manual_seed(5)
+    layer = shaken(MambaLayer3d(CHANNELS, [ScanPath.parse(text) for text in texts], 5, True, "linear")).double()
+    features = torch.randn(1, CHANNELS, *GRID, dtype=torch.float64)
+    with torch.set_grad_enabled(gradient):
+        result = layer(features)
+    assert result.dtype == torch.float64
+    assert relative_error(result[0], slow_layer(layer, texts, features[0])) < 1e-12
+
+
+def test_a_float64_layer_gives_float32_features_back_as_float32():
+    torch.manual_seed(6)
+    layer = MambaLayer3d(CHANNELS, [ScanPath("HWD", "forward")], 5, False, "mlp").double()
+    features = torch.randn(1, CHANNELS, *GRID)
+    assert torch.equal(layer(features), layer(features.double()).float())

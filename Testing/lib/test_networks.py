@@ -144,6 +144,18 @@ def test_mixed_precision_trains_and_changes_little(name, small_plan):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_network_computes_in_float64_where_asked_to(name, small_plan):
+    torch.manual_seed(0)
+    plan = small_plan(name)
+    network = create_network(plan).eval()
+    image = torch.randn(1, 2, *plan.patch_size)
+    with torch.no_grad():
+        single, double = network(image)[0], network.double()(image.double())[0]
+    assert double.dtype == torch.float64
+    assert float((single - double).norm() / double.norm()) < 1e-4  # rounding in float32 leaves about 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_stored_weights_make_the_same_network_again(name, small_plan):
     torch.manual_seed(0)
     plan = resolve_plan(small_plan(name))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from MambaSegLib import model_folders
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.devices import resolve_device
 from MambaSegLib.errors import BackendUnavailableError, CancelledError, EnvironmentProblemError, InputError
@@ -407,6 +408,30 @@ def test_a_bundle_from_disk_predicts_the_same_every_time_it_is_loaded(tiny_bundl
     assert first.labels.array.tobytes() == second.labels.array.tobytes()
     assert first.uncertainty.tobytes() == second.uncertainty.tobytes()
     assert first.labels.geometry == volume.geometry
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_model_is_also_given_by_its_path(tiny_bundle, kind):
+    assert Predictor(kind(tiny_bundle.path), device="cpu", folds=[0]).bundle.sha256 == tiny_bundle.sha256
+
+
+def test_a_model_is_also_given_by_its_name(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(model_folders, "BUNDLED_MODELS", tiny_bundle.path.parent)
+    assert Predictor(tiny_bundle.path.name, device="cpu", folds=[0]).bundle.name == tiny_bundle.name
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no.such", 'no model "no.such"'),
+        (Path("/no/such"), 'no model "/no/such"'),
+        (None, "found None"),
+        (3, r"3 \(int"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_words(model, message):
+    with pytest.raises(InputError, match=message):
+        Predictor(model, device="cpu")
 
 
 def test_a_fold_the_model_does_not_have_is_refused(tiny_bundle):

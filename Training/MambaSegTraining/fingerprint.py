@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 
 from MambaSegLib.errors import MambaSegError
 from MambaSegLib.fingerprint_check import obliquity_deg
+from MambaSegLib.limits import usable_processors
 from MambaSegLib.plan import IntTriple, Triple
 from MambaSegLib.preprocessing import nonzero_box
 from MambaSegLib.volume import Array, Labels, Volume
@@ -249,5 +249,5 @@ def _unused_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[str]:
 
 
 def default_workers() -> int:
-    """Processes for reading and preprocessing: the cores of this computer, at most 8."""
-    return min(os.cpu_count() or 1, 8)
+    """Processes for reading and preprocessing: the processors this one may use, at most 8."""
+    return min(usable_processors(), 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.limits import set_threads
 
 
 def device_of(options: argparse.Namespace) -> str:
@@ -15,10 +16,10 @@ def device_of(options: argparse.Namespace) -> str:
     """
     import torch
 
+    set_threads(options.threads)
     if options.threads:
         import SimpleITK
 
-        torch.set_num_threads(options.threads)  # Numba's kernels ask PyTorch
         SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)  # type: ignore[no-untyped-call]
     if options.device != "auto":
         try:
