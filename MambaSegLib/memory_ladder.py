@@ -26,6 +26,9 @@ FULL_GPU_VOXELS = 2_000_000
 MOST_TILES = 16
 FREE_SHARE = 0.5
 """Share of a GPU's free memory the sums may take; networks and tiles need the rest."""
+DEVICE_SIGNS = ("out of memory", "ALLOC_FAILED")
+HOST_SIGNS = ("allocate memory", "not enough memory")
+"""How PyTorch says that main memory ran out, on Linux and on Windows; NumPy raises `MemoryError`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,15 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     told = isinstance(error, RuntimeError) and not isinstance(error, MambaSegError)
-    return told and any(sign in str(error) for sign in ("out of memory", "ALLOC_FAILED"))
+    return told and any(sign in str(error) for sign in DEVICE_SIGNS)
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether NumPy or PyTorch says that any memory ran out, that of a device or of the computer."""
+    if isinstance(error, MemoryError) or lacks_memory(error):
+        return True
+    told = isinstance(error, RuntimeError) and not isinstance(error, MambaSegError)
+    return told and any(sign in str(error) for sign in HOST_SIGNS)
 
 
 @contextmanager
@@ -88,20 +99,21 @@ def explain_lack_of_memory() -> Iterator[None]:
     """Turn what NumPy and PyTorch raise without memory into an error a person can act on.
 
     Raises:
-        EnvironmentProblemError: Instead of `MemoryError`, `torch.OutOfMemoryError`, and each `RuntimeError` that stands
-            for it.
+        EnvironmentProblemError: Instead of an error that says so, see `memory_ran_out`.
     """
     try:
         yield
-    except MambaSegError:
-        raise
-    except MemoryError as error:
-        raise EnvironmentProblemError(_no_memory_left(error)) from error
-    except RuntimeError as error:
-        on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-        if not on_cpu and not lacks_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
             raise
-        raise EnvironmentProblemError(_no_memory_left(error)) from error
+        msg = f"{no_memory_left(error)} Close other programs, or segment a region of interest."
+        raise EnvironmentProblemError(msg) from error
+
+
+def no_memory_left(error: BaseException) -> str:
+    """The first sentence of a message about an error for which `memory_ran_out`."""
+    reason = (str(error) or "no details given").splitlines()[0]
+    return f"Memory ran out ({reason})."
 
 
 class MemoryLadder:
@@ -170,8 +182,3 @@ def _out_of_memory(placement: Placement, reason: str) -> str:
         f"Not enough memory on {placement.device} for a single tile ({reason}). Close other programs, segment a region "
         "of interest, or choose a smaller model."
     )
-
-
-def _no_memory_left(error: Exception) -> str:
-    reason = (str(error) or "no details given").splitlines()[0]
-    return f"Memory ran out ({reason}). Close other programs, or segment a region of interest."

@@ -51,7 +51,7 @@ def step(words):
 def train_until_interrupted(folder):
     """Stands for a training that saves a checkpoint when it is asked to stop."""
     asked = []
-    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     (folder / "started").touch()
     deadline = time.monotonic() + 60
     while not asked and time.monotonic() < deadline:
@@ -139,9 +139,13 @@ def test_local_folds_see_the_gpus_that_the_command_sees(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "ctrl_c"),
+    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
+    ids=["Ctrl-C", "terminated", "terminated in a shell's background"],
+)
 def test_a_stopped_cross_validation_has_its_folds_save_a_checkpoint_and_says_no_more_than_that(
-    tmp_path: Path, program: tuple[str, ...], number: signal.Signals
+    tmp_path: Path, program: tuple[str, ...], number: signal.Signals, ctrl_c: signal.Handlers
 ) -> None:
     run = make_run(tmp_path / "run", 3)
     (run / "endless").touch()
@@ -156,8 +160,9 @@ def test_a_stopped_cross_validation_has_its_folds_save_a_checkpoint_and_says_no_
     command = [sys.executable, str(script), "cross-validate", str(run), "--parallel", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Training")])}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c),  # noqa: PLW1509 (no threads here that could hold a lock)
+    )  # fmt: skip
     folders = [run / "fold_0", run / "fold_1"]
     deadline = time.monotonic() + 60
     while not all((folder / "started").exists() for folder in folders) and time.monotonic() < deadline:

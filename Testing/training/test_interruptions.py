@@ -22,8 +22,7 @@ from MambaSegTraining.batches import Batch, stream_batches
 from MambaSegTraining.case_pool import map_cases
 from MambaSegTraining.dataset import Case
 from MambaSegTraining.files import LEFTOVER_S, load_weights, read_json, remove_leftovers, save_weights, write_text
-from MambaSegTraining.fold_training import LOCK_FILE
-from MambaSegTraining.interrupts import children_ignore_interrupts
+from MambaSegTraining.interrupts import ignoring
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE
 from MambaSegTraining.scores import FoldScores
 from MambaSegTraining.store import open_case
@@ -197,6 +196,41 @@ def test_validation_killed_in_the_middle_goes_on_to_the_same_scores(run: Path) -
     assert read_json(FoldScores, run / "fold_1" / "validation" / "scores.json").scores == unbroken.scores
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_validation_asked_to_end_does_so_in_order_also_in_a_shells_background(run: Path) -> None:
+    """A shell starts what is in its background so that it ignores Ctrl-C; a request to terminate is heard nevertheless."""
+    shutil.rmtree(run / "fold_1" / "validation")
+    partial = run / "fold_1" / "validation" / "scores.partial.jsonl"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "MambaSegTraining",
+            "validate",
+            str(run),
+            "--fold",
+            "1",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        ],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'Training'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509 (no threads here that could hold a lock)
+    )
+    while not (partial.is_file() and partial.read_text().count("\n") > 1):
+        assert process.poll() is None, "ended too early"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    process.terminate()
+    words = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert b"Traceback" not in words
+    assert leftovers(run) == []
+
+
 def _end_process(case: Case) -> None:
     os._exit(1)
 
@@ -225,25 +259,34 @@ def test_unfinished_folders_are_removed_as_well(tmp_path: Path) -> None:
     assert not (tmp_path / ".tmp-x").exists()
 
 
-def test_one_fold_is_trained_by_one_process_and_a_dead_one_does_not_count(
-    run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "folder", "told"),
+    [
+        (["train", "--fold", "0", *TRAIN, "--max-minutes", "0"], "fold_0", "Fold 0 is trained"),
+        (["validate", "--fold", "1", "--device", "cpu", "--again"], "fold_1/validation", "Fold 1 is validated"),
+    ],
+    ids=["train", "validate"],
+)
+def test_one_fold_is_worked_on_by_one_process_and_a_dead_one_does_not_count(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], folder: str, told: str
 ) -> None:
-    shutil.rmtree(run / "fold_0")
-    (run / "fold_0").mkdir()
+    shutil.rmtree(run / folder)
+    (run / folder).mkdir()
+    lock = run / folder / f"{words[0]}.lock"
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run / "fold_0" / LOCK_FILE)],
+        [sys.executable, "-c", HOLDER, str(lock)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Training")])},
         stdout=subprocess.PIPE,
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
-    command = ["train", str(run), "--fold", "0", *TRAIN, "--max-minutes", "0"]
+    command = [words[0], str(run), *words[1:]]
     assert main(command) == 2
-    assert "Fold 0 is trained in another process already" in capsys.readouterr().err
-    assert [path.name for path in (run / "fold_0").iterdir()] == [LOCK_FILE]
+    assert f"{told} in another process already" in capsys.readouterr().err
+    assert list((run / folder).iterdir()) == [lock]
     holder.kill()
     holder.communicate()
-    assert main(command) == 130
+    assert main(command) == {"train": 130, "validate": 0}[words[0]]
 
 
 HOLDER = """
@@ -260,7 +303,7 @@ with held_by_one(Path(sys.argv[1]), "A test is done"):
 def test_processes_started_meanwhile_ignore_ctrl_c_from_the_start() -> None:
     command = [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"]
     before = signal.getsignal(signal.SIGINT)
-    with children_ignore_interrupts():
+    with ignoring(signal.SIGINT):
         inside = subprocess.run(command, capture_output=True, check=True).stdout
     assert inside == b"True\n"
     assert signal.getsignal(signal.SIGINT) is before

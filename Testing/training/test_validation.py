@@ -90,6 +90,35 @@ def test_a_finished_validation_is_measured_again_only_if_something_changed_or_on
     assert len(predicted) == 4
 
 
+def test_what_does_not_change_the_scores_needs_no_new_validation(run, predicted, monkeypatch):
+    """Other colors and notes in the plan, fields that a later version added, another release of the program."""
+    plan = json.loads(run.plan_file.read_text())
+    plan["labels"][0]["color"] = [1, 2, 3]
+    plan["channels"][0]["modality"] = "CT"
+    plan["fingerprint"] = None
+    run.plan_file.write_text(json.dumps(plan))
+    monkeypatch.setattr("MambaSegLib.__version__", "9.9.9")
+    validate_fold(run, 0)
+    assert predicted == []
+
+
+@pytest.mark.parametrize("measured_by", ["this version", "an earlier version"])
+def test_a_new_validation_says_why_the_old_one_does_not_count(run, predicted, caplog, measured_by):
+    caplog.set_level("INFO")
+    path = _folder(run) / "scores.json"
+    if measured_by == "an earlier version":
+        stored = json.loads(path.read_text())
+        del stored["basis"]
+        path.write_text(json.dumps(stored))
+        validate_fold(run, 0)
+        told = "an earlier version of the program did not keep what its scores depend on"
+    else:
+        validate_fold(run, 0, mirroring=True)
+        told = "final weights, without mirroring then, final weights, with mirroring now"
+    assert f"Fold 0 was validated before and is measured again: {told}." in caplog.messages
+    assert len(predicted) == 2
+
+
 def test_mirroring_is_measured_and_told(run, capsys):
     before = read_json(FoldScores, _folder(run) / "scores.json")
     assert main(["validate", str(run.path), "--fold", "0", "--mirroring", "--device", "cpu", "--threads", "1"]) == 0
@@ -182,10 +211,12 @@ def test_scores_do_not_stand_beside_label_maps_of_another_way_of_measuring(run):
 
 
 def test_label_maps_that_were_removed_are_made_again(run, predicted):
+    before = read_json(FoldScores, _folder(run) / "scores.json")
     first = run.read_fold(0).val[0]
     (_folder(run) / f"{first}.nii.gz").unlink()
-    validate_fold(run, 0)
+    assert validate_fold(run, 0) == before
     assert (_folder(run) / f"{first}.nii.gz").is_file()
+    assert predicted == [first]
 
 
 def test_a_copied_data_set_needs_no_new_validation_and_a_missing_one_is_told(run, predicted):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from MambaSegLib.commands.failures import explained
+from MambaSegLib.commands.failures import explained, interruptible
 from MambaSegLib.errors import EnvironmentProblemError, MambaSegError
 from MambaSegTraining.commands.bars import case_bar, step_bar
 from MambaSegTraining.commands.device import device_of
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one step; returns the exit code: 0 done, 2 bad input or usage, 3 environment, 130 stopped early."""
+    """Run one step; returns the exit code: 0 done, 2 bad input or usage, 3 environment, 130 stopped early.
+
+    Ctrl-C, a closed terminal and a request to terminate end any step in order, see `interruptible`; `train` has its own way.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        result: int = options.run(options)
+        with interruptible():
+            result: int = options.run(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 (the one place where everything is caught)
@@ -39,12 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explained(error: Exception) -> MambaSegError:
     """As `explained`; and where memory runs out, what to do about that in training."""
     if isinstance(error, (MemoryError, RuntimeError)) and not isinstance(error, MambaSegError):
-        from MambaSegLib.memory_ladder import lacks_memory
+        from MambaSegLib.memory_ladder import memory_ran_out, no_memory_left
 
-        text = str(error).splitlines()[0] if str(error) else "no memory left"
-        if isinstance(error, MemoryError) or lacks_memory(error) or "allocate memory" in text:
+        if memory_ran_out(error):
             return EnvironmentProblemError(
-                f"Memory ran out ({text}). Training: set recompute = true in [recipe] and go on with --resume, or plan anew with "
+                f"{no_memory_left(error)} Training: set recompute = true in [recipe] and go on with --resume, or plan anew with "
                 "a smaller network.memory_gb or recipe.batch_size. Otherwise end other programs, and ask for fewer --workers."
             )
     return explained(error)
@@ -222,17 +225,19 @@ def run_export(options: argparse.Namespace) -> int:
 def _stop_on_signals(patient: bool) -> list[int]:
     """Make the first Ctrl-C or termination request end the training after the present step, with a checkpoint.
 
-    A second Ctrl-C ends it at once, unless `patient`: torchrun passes on the signal that its processes got already.
+    A second Ctrl-C ends it at once, unless `patient`: torchrun passes on the signal that its processes got already. What
+    this process was started to ignore stays ignored, as in `interruptible`.
     """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        if not patient:
+        if not patient and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, note)
     return received
 
 

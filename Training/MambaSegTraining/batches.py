@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from MambaSegLib.errors import EnvironmentProblemError
 from MambaSegLib.plan import Plan
 from MambaSegTraining.augmentation import augment, nnunet_augmentation, plan_geometric
-from MambaSegTraining.interrupts import children_ignore_interrupts
+from MambaSegTraining.interrupts import ignoring
 from MambaSegTraining.patches import CUT, case_order, cut_patch, is_foreground_patch, random_generator
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.store import open_case
@@ -115,7 +116,7 @@ def stream_batches(batches: PatchBatches, numbers: range, workers: int = 1, pref
         generator=torch.Generator(),  # or it would draw from the one that dropout uses
     )
     try:
-        with children_ignore_interrupts():
+        with ignoring(signal.SIGINT):
             made = iter(loader)
         yield from made
     except RuntimeError as error:

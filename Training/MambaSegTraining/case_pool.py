@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from MambaSegLib.errors import EnvironmentProblemError
 from MambaSegTraining.dataset import Case
-from MambaSegTraining.interrupts import children_ignore_interrupts
+from MambaSegTraining.interrupts import ignoring
 
 Result = TypeVar("Result")
 
@@ -34,7 +35,7 @@ def map_cases(
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        with children_ignore_interrupts():  # or each would tell where a Ctrl-C met it
+        with ignoring(signal.SIGINT):  # or each would tell where a Ctrl-C met it
             results = pool.map(function, cases, chunksize=at_a_time)
         yield from results
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, Provenance, save_bundle
 from MambaSegLib.errors import InputError
@@ -20,9 +19,6 @@ from MambaSegTraining.run_folder import RECIPE_FILE, RunFolder
 from MambaSegTraining.scores import pooled, protocol, read_scores
 from MambaSegTraining.settings import Settings
 from MambaSegTraining.trained_recipe import describe_recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 WORKING_COPY = "Working copy made for validation; not a released model."
 
@@ -74,13 +70,13 @@ def export_bundle(
         limits=about.limits,
         references=about.references,
     )
-    weights = {fold: fold_weights(run, fold, kinds.copy().pop()) for fold in folds}
+    weights = {fold: load_weights(weights_file(run, fold, kinds.copy().pop())) for fold in folds}
     return save_bundle(manifest, weights, target, half=half, force=force)
 
 
 def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
     """Write one fold as a bundle in its own folder, so that it is validated the way it will be used."""
-    settings, state = run.read_settings(), fold_weights(run, fold, weights)
+    settings, state = run.read_settings(), load_weights(weights_file(run, fold, weights))
     provenance = Provenance(
         dataset=settings.dataset.name or "unnamed",
         dataset_license=settings.dataset.license or "not stated",
@@ -106,14 +102,14 @@ def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
     return save_bundle(manifest, {fold: state}, run.working_bundle(fold), force=True)
 
 
-def fold_weights(run: RunFolder, fold: int, weights: str) -> dict[str, Tensor]:
+def weights_file(run: RunFolder, fold: int, weights: str) -> Path:
     """The final weights of a fold, or those with the best smoothed patch Dice.
 
     Raises:
         InputError: If its training is not finished.
     """
     final = run.require_weights(fold)
-    return load_weights(final.with_name(BEST_FILE) if weights == "best" else final)
+    return final.with_name(BEST_FILE) if weights == "best" else final
 
 
 def _metrics(run: RunFolder) -> tuple[Metric, ...]:

@@ -35,13 +35,12 @@ from MambaSegTraining.divergence import (
 from MambaSegTraining.files import (
     load_checkpoint,
     read_json,
-    remove_leftovers,
     save_checkpoint,
     save_weights,
     write_json,
 )
 from MambaSegTraining.leakage_record import checked_leakage
-from MambaSegTraining.locks import held_by_one
+from MambaSegTraining.locks import own_folder
 from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
 from MambaSegTraining.pictures import can_draw, draw_predictions
@@ -59,7 +58,6 @@ from MambaSegTraining.training_state import TrainingState
 BEST_FILE = "best.safetensors"
 ENVIRONMENT_FILE = "environment.json"
 LAST_EPOCH_FILE = "last_epoch.pt"
-LOCK_FILE = "train.lock"
 PICTURES = "pictures"
 SMALLEST_SCALE = 2.0**-10
 """A gradient scaler begins at 2^16 and halves at every overflow: below this, it is not overflow that makes gradients bad."""
@@ -133,10 +131,7 @@ def _own_folder(job: FoldJob) -> Iterator[None]:
         yield
         return
     job.run.read_fold(job.fold)  # no folder for a fold that does not exist
-    folder = job.run.fold(job.fold)
-    folder.mkdir(parents=True, exist_ok=True)
-    with held_by_one(folder / LOCK_FILE, f"Fold {job.fold} is trained"):
-        remove_leftovers(folder)
+    with own_folder(job.run.fold(job.fold), "train", f"Fold {job.fold} is trained"):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Processes that a Ctrl-C in the terminal, which reaches all of them, must not end before the one that started them."""
+"""Signals that a process, or those it starts, must not end by."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def children_ignore_interrupts() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C from their first moment: they inherit that this one does."""
+def ignoring(number: signal.Signals) -> Iterator[None]:
+    """Ignore a signal for a while; processes that are started meanwhile ignore it for good.
+
+    Those that a Ctrl-C in the terminal reaches, too, must not end by it before the one that started them. Signals can be
+    set in the main thread only; elsewhere nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

@@ -109,10 +109,13 @@ class LocalFold:
         return FoldOutcome(*self._task.key, "failed", minutes, self._reason(code), str(self._log))
 
     def interrupt(self) -> None:
-        """Ask the command to stop in order, as Ctrl-C does."""
+        """Ask the command to stop in order, as Ctrl-C does.
+
+        Not by Ctrl-C's own signal: a process started from a shell's background ignores that one.
+        """
         self._is_stopping = True
         if self._process.poll() is None and sys.platform != "win32":  # there, Ctrl-C has reached it already
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()
 
     def kill(self) -> None:
         """End the command if it still runs."""

@@ -1,4 +1,4 @@
-"""A file that one process at a time can hold; the system lets go of it when the process ends, however it ends."""
+"""Work that one process at a time may do in a folder; the system lets go when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from MambaSegLib.errors import InputError
+from MambaSegTraining.files import remove_leftovers
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def own_folder(folder: Path, work: str, what: str) -> Iterator[None]:
+    """Make a folder, keep other processes from the same work in it, and remove what a killed one left half-written.
+
+    Args:
+        folder: The folder.
+        work: Name of the work: "train", "validate".
+        what: What is done, for the message, such as "Fold 0 is trained".
+
+    Raises:
+        InputError: If another process does it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with held_by_one(folder / f"{work}.lock", what):
+        remove_leftovers(folder)
+        yield
 
 
 @contextmanager

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from MambaSegLib.schema import to_json
 from MambaSegTraining.files import read_json
 from MambaSegTraining.metrics import LabelScore, MetricSummary, Structure, structures_of, summarize_scores
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.splits import Splits
 
 SCORES_FILE = "scores.json"
+
+
+@dataclass(frozen=True)
+class ScoresBasis:
+    """What scores depend on, see `validation_basis`.
+
+    Attributes:
+        weights: Hash of the network's weights.
+        plan: Hash of the part of the plan that decides which voxels come out.
+        structures: Hash of what is measured, with its tolerances.
+        files: Hash of the contents of the images and label maps.
+        manner: Which weights, and whether with mirroring, in words.
+        program: Version of the prediction, and the measures.
+    """
+
+    weights: str
+    plan: str
+    structures: str
+    files: str
+    manner: str
+    program: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all of it."""
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -22,7 +51,8 @@ class FoldScores:
         weights: "final" or "best".
         scores: One per case and structure.
         mirroring: Whether the predictions are means over mirrored images.
-        identity: What the scores depend on (weights, plan, files, tolerances, program), as one hash.
+        identity: Hash of `basis`; of earlier versions, of something like it.
+        basis: What the scores depend on; None in files of earlier versions.
     """
 
     fold: int
@@ -30,6 +60,7 @@ class FoldScores:
     scores: tuple[LabelScore, ...]
     mirroring: bool = False
     identity: str = ""
+    basis: ScoresBasis | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from MambaSegLib.errors import EnvironmentProblemError, MambaSegError
 from MambaSegTraining.files import read_json, write_json
 from MambaSegTraining.fold_tasks import FoldOutcome, FoldTask, JobSettings
+from MambaSegTraining.interrupts import ignoring
 
 SUBMITTED_FILE = "submitted.json"
 TIMEOUTS = 20
@@ -51,7 +53,8 @@ class FoldWork:
         from MambaSegTraining.__main__ import main
 
         for words in task.commands:
-            code = (self.step or main)(words)
+            with ignoring(signal.SIGTERM):  # SLURM sends it before the signal that submitit queues the fold again by
+                code = (self.step or main)(words)
             if code:
                 msg = f"mambaseg-train {' '.join(words)} ended with exit code {code}; its last words are in the log."
                 raise MambaSegError(msg)

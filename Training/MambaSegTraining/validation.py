@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from MambaSegLib import __version__
-from MambaSegLib.bundle import Bundle
 from MambaSegLib.plan import Plan
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_channels, read_labels
-from MambaSegTraining.case_sources import known_content_hash
 from MambaSegTraining.component_selection import final_scores, prediction_file, select_components
 from MambaSegTraining.dataset import Case
-from MambaSegTraining.export import save_working_bundle
+from MambaSegTraining.export import save_working_bundle, weights_file
 from MambaSegTraining.files import read_json, remove_leftovers, write_json, write_text
 from MambaSegTraining.fingerprint import dataset_of
 from MambaSegTraining.largest_component import ComponentChoice
+from MambaSegTraining.locks import own_folder
 from MambaSegTraining.metrics import DEFINITIONS, LabelScore, MetricDefinition, score_case
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.scores import (
     SCORES_FILE,
     FoldScores,
     Group,
+    ScoresBasis,
     pooled,
     protocol,
     structures,
     summarize_groups,
 )
+from MambaSegTraining.validation_basis import basis_of, difference
 from MambaSegTraining.validation_progress import PARTIAL_FILE, PartialScores
 from MambaSegTraining.validation_tables import component_lines, csv_table, markdown_table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def validate_fold(
 
     Writes <case>.nii.gz, the label map on the case's own grid, and scores.json into `run.validation(fold)`. The scores of each
     case are kept as soon as they are known; the same call after a kill goes on with the next case. Cases whose scores
-    would come out the same (weights, plan, files, tolerances, program) are not measured again.
+    would come out the same (weights, plan, files, tolerances, see `validation_basis`) are not measured again.
 
     Args:
         run: The run.
@@ -80,32 +81,36 @@ def validate_fold(
         on_case: Called with the name of each case that is measured.
 
     Raises:
-        InputError: If there is no such fold or it is not trained.
+        InputError: If there is no such fold, it is not trained, or another process validates it.
     """
     folder = run.validation(fold)
     names = run.read_fold(fold).val
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in (folder, run.working_bundle(fold).parent):
-        remove_leftovers(place)
-    bundle = save_working_bundle(run, fold, weights)
-    cases = [case for case in dataset_of(run).cases if case.name in names]
-    identity = _identity(run, bundle, cases, weights, mirroring)
-    if again:
-        (folder / PARTIAL_FILE).unlink(missing_ok=True)
-    elif (done := _finished(run, fold, identity)) is not None:
-        return done
-    # Label maps are about to be replaced one by one: until all are, no scores may stand beside them as if they were theirs.
-    (folder / SCORES_FILE).unlink(missing_ok=True)
-    predictor = Predictor(bundle, device=device, scan=scan, mirroring=mirroring)
-    partial = PartialScores(folder, identity)
-    for case in cases:
-        if partial.of(case.name) is None or not prediction_file(run, fold, case.name).is_file():
-            partial.add(case.name, _measure(predictor, case, run, fold))
-        on_case(case.name)
-    scores = tuple(score for case in cases for score in partial.of(case.name) or ())
-    result = FoldScores(fold, weights, scores, mirroring, identity)
-    write_json(folder / SCORES_FILE, result)
-    partial.remove()
+    file = weights_file(run, fold, weights)
+    with own_folder(folder, "validate", f"Fold {fold} is validated"):
+        remove_leftovers(run.working_bundle(fold).parent)
+        cases = [case for case in dataset_of(run).cases if case.name in names]
+        basis = basis_of(run, file, weights, cases, mirroring)
+        if again:
+            (folder / PARTIAL_FILE).unlink(missing_ok=True)
+        known = None if again else _still_right(run, fold, basis)
+        if known is not None and all(prediction_file(run, fold, case.name).is_file() for case in cases):
+            (folder / SCORES_FILE).touch()  # newer than the weights: `cross-validate` tells finished folds by that
+            return known
+        partial = PartialScores(folder, basis.sha256)
+        if known is not None:
+            for case in cases:
+                partial.add(case.name, tuple(score for score in known.scores if score.case == case.name))
+        # Label maps are about to be replaced one by one: until all are, no scores may stand beside them as if they were theirs.
+        (folder / SCORES_FILE).unlink(missing_ok=True)
+        predictor = Predictor(save_working_bundle(run, fold, weights), device=device, scan=scan, mirroring=mirroring)
+        for case in cases:
+            if partial.of(case.name) is None or not prediction_file(run, fold, case.name).is_file():
+                partial.add(case.name, _measure(predictor, case, run, fold))
+            on_case(case.name)
+        scores = tuple(score for case in cases for score in partial.of(case.name) or ())
+        result = FoldScores(fold, weights, scores, mirroring, basis.sha256, basis)
+        write_json(folder / SCORES_FILE, result)
+        partial.remove()
     return result
 
 
@@ -117,31 +122,16 @@ def _measure(predictor: Predictor, case: Case, run: RunFolder, fold: int) -> tup
     return tuple(score_case(predicted, reference, case.name, fold, structures(run), plan.ignore_value))
 
 
-def _finished(run: RunFolder, fold: int, identity: str) -> FoldScores | None:
-    """Scores of a validation that came to its end before and would give the same again, its label maps included."""
+def _still_right(run: RunFolder, fold: int, basis: ScoresBasis) -> FoldScores | None:
+    """Scores of a validation that came to its end before, if the same would come out again; else the log says why not."""
     path = run.validation(fold) / SCORES_FILE
-    scores = read_json(FoldScores, path) if path.is_file() else None
-    if scores is None or scores.identity != identity:
+    if not path.is_file():
         return None
-    if not all(prediction_file(run, fold, case).is_file() for case in run.read_fold(fold).val):
-        return None
-    path.touch()  # newer than the weights: `cross-validate` tells finished folds by that
-    return scores
-
-
-def _identity(run: RunFolder, bundle: Bundle, cases: Sequence[Case], weights: str, mirroring: bool) -> str:
-    """Hash of what the scores depend on."""
-    plan = run.read_plan()
-    parts = [
-        [file.sha256 for file in bundle.manifest.folds],
-        run.plan_file.read_text(encoding="utf-8"),
-        [repr(structure) for structure in structures(run)],
-        [(case.name, known_content_hash(run.store, case, plan)) for case in cases],
-        weights,
-        mirroring,
-        __version__,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    scores = read_json(FoldScores, path)
+    changed = difference(scores.basis, basis)
+    if changed:
+        log.info("Fold %d was validated before and is measured again: %s.", fold, changed)
+    return None if changed else scores
 
 
 def predict_case(predictor: Predictor, case: Case, plan: Plan) -> Labels:

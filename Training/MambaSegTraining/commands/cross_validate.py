@@ -30,7 +30,6 @@ def add_cross_validate(step: AddStep) -> None:
 
 def run_cross_validate(options: argparse.Namespace) -> int:
     """Step `cross-validate`; ends with 1 if a fold failed."""
-    from MambaSegLib.commands.failures import interruptible
     from MambaSegTraining.cross_validation import cross_validate
     from MambaSegTraining.fold_tasks import JobSettings, all_tasks, outcome_table
 
@@ -48,13 +47,12 @@ def run_cross_validate(options: argparse.Namespace) -> int:
     )  # fmt: skip
     folder = options.jobs or options.run_dir[0].resolve().parent / "cross_validation"
     try:
-        with interruptible():
-            outcomes = cross_validate(
-                tasks,
-                settings,
-                folder,
-                on_outcome=lambda one: print(f"{one.run.name} fold {one.fold}: {one.status}", flush=True),
-            )
+        outcomes = cross_validate(
+            tasks,
+            settings,
+            folder,
+            on_outcome=lambda one: print(f"{one.run.name} fold {one.fold}: {one.status}", flush=True),
+        )
     except KeyboardInterrupt:
         print("Stopped; the same command goes on.", flush=True)
         raise

@@ -77,8 +77,9 @@ def _in_own_process(what: str, job: MeasureJob, timeout_s: float | None) -> Samp
 
 
 def _reason(code: int, errors: str) -> str:
+    from MambaSegLib.memory_ladder import DEVICE_SIGNS, HOST_SIGNS
+
     if code == -9:
         return "the system ended the process, as it does when memory runs out"
-    if "out of memory" in errors.lower() or "can't allocate memory" in errors.lower():
-        return "out of memory"
-    return errors.strip().splitlines()[-1] if errors.strip() else f"ended with code {code}"
+    last = errors.strip().splitlines()[-1] if errors.strip() else f"ended with code {code}"
+    return "out of memory" if any(sign in errors for sign in (*DEVICE_SIGNS, *HOST_SIGNS, "MemoryError")) else last

@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from MambaSegLib.devices import place
 from MambaSegLib.networks import create_network, set_recompute, set_scan_backend
 from MambaSegLib.networks.contract import SegmentationNetwork
 from MambaSegLib.plan import NetworkPlan, StagePlan
@@ -78,8 +79,9 @@ def measure_prediction(job: MeasureJob) -> Sample:
     """Patches as the sliding window predicts them."""
     _load_libraries(job)
     peak = PeakMemory(job.device)
-    network = _network(job).eval().requires_grad_(False).to(job.device)
+    network = _network(job).eval().requires_grad_(False)
     network.deep_supervision = False
+    place(network, torch.device(job.device))
     plan = job.network
     ensemble = Ensemble((network,), exclusive_classes(plan.out_channels), plan.patch_size)
     tile = torch.randn((1, plan.in_channels, *plan.patch_size), generator=torch.Generator().manual_seed(0))
