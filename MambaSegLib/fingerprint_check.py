@@ -1,4 +1,4 @@
-"""Is an image like those the model was trained on? If not, say so in plain words before anyone trusts the result."""
+"""Are an image, and what was found in it, like those the model was trained on? If not, say so in plain words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import numpy as np
 
 from MambaSegLib.geometry import Array, Geometry
 from MambaSegLib.plan import Fingerprint, IntensityRange, Plan, Triple
-from MambaSegLib.volume import Volume
+from MambaSegLib.volume import Labels, Volume
 
 SPACING_MARGIN = 1.25
 """Voxels may be smaller than the smallest or larger than the largest seen by this factor without a notice."""
 
 EXTENT_MARGIN = 1.5
 """The same for the field of view."""
+
+VOLUME_MARGIN = 1.5
+"""The same for what was found of a structure."""
 
 OBLIQUITY_MARGIN_DEG = 20.0
 """How many degrees further than any training image's an axis may be turned against the body's without a notice."""
@@ -55,6 +58,30 @@ def notices(volume: Volume, plan: Plan) -> tuple[str, ...]:
         found += _spacing(geometry, plan.fingerprint, plan.orientation)
         found += _extent(geometry, plan.fingerprint, plan.orientation)
         found += _intensities(volume, plan, plan.fingerprint.intensities)
+    return tuple(found)
+
+
+def volume_notices(labels: Labels, plan: Plan) -> tuple[str, ...]:
+    """Which structures were found larger or smaller than in any training image; () if none was.
+
+    Args:
+        labels: What was predicted.
+        plan: The model's.
+
+    Returns:
+        One sentence each, with the volume found and those seen.
+    """
+    if plan.fingerprint is None or not plan.fingerprint.volumes:
+        return ()
+    seen = {label.value: known for label, known in zip(plan.labels, plan.fingerprint.volumes, strict=True)}
+    counts = np.sum([np.bincount(plane.ravel(), minlength=max(seen) + 1) for plane in labels.array], axis=0)
+    found = []
+    for label in plan.predicted_labels:
+        volume_ml = counts[label.value] * labels.geometry.voxel_volume_mm3 / 1000
+        low, high = seen[label.value].smallest_ml, seen[label.value].largest_ml
+        if not low / VOLUME_MARGIN <= volume_ml <= high * VOLUME_MARGIN:
+            known = f"in the training images it had {_range(low, high)} ml"
+            found.append(f"{label.name} has {volume_ml:.3g} ml; {known}. Look closely before you use it.")
     return tuple(found)
 
 

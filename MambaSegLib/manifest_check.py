@@ -157,7 +157,7 @@ def plan_problems(plan: Plan) -> Iterator[Problem]:
     yield from _check_channels(plan.channels)
     yield from _check_agreement(plan)
     if plan.fingerprint is not None:
-        yield from _check_fingerprint(plan.fingerprint, len(plan.channels))
+        yield from _check_fingerprint(plan.fingerprint, len(plan.channels), len(plan.labels))
 
 
 def is_orientation(code: str) -> bool:
@@ -250,9 +250,13 @@ def _check_network(network: NetworkPlan) -> Iterator[Problem]:
             yield f"{path}.blocks", f"expected 1 to {MAX_BLOCKS}"
 
 
-def _check_fingerprint(fingerprint: Fingerprint, channels: int) -> Iterator[Problem]:
+def _check_fingerprint(fingerprint: Fingerprint, channels: int, labels: int) -> Iterator[Problem]:
     if len(fingerprint.intensities) not in (0, channels):
         yield "plan.fingerprint.intensities", f"expected none or one per channel ({channels})"
+    if len(fingerprint.volumes) not in (0, labels):
+        yield "plan.fingerprint.volumes", f"expected none or one per label ({labels})"
+    if not all(0 <= seen.smallest_ml <= seen.largest_ml for seen in fingerprint.volumes):
+        yield "plan.fingerprint.volumes", "expected 0 <= smallest_ml <= largest_ml"
 
 
 _CHECKS: tuple[Callable[[BundleManifest], Iterator[Problem]], ...] = (

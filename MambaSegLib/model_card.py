@@ -48,7 +48,9 @@ def _input_and_output(plan: Plan) -> str:
     channels = [
         f"* {channel.name}" + (f" ({channel.modality})" if channel.modality else "") for channel in plan.channels
     ]
-    labels = [f"| {label.value} | {_cell(label.name)} |" for label in plan.predicted_labels]
+    volumes = dict(zip(plan.labels, plan.fingerprint.volumes if plan.fingerprint else (), strict=False))
+    seen = {label: f" {known.smallest_ml:.3g} to {known.largest_ml:.3g} |" for label, known in volumes.items()}
+    labels = [f"| {label.value} | {_cell(label.name)} |{seen.get(label, '')}" for label in plan.predicted_labels]
     spacing = " x ".join(f"{step:g}" for step in plan.spacing_mm)
     return "\n".join(
         [
@@ -61,8 +63,8 @@ def _input_and_output(plan: Plan) -> str:
             f"The network works at {spacing} mm (array order, orientation {plan.orientation}).",
             "Volumes are resampled to that and the result back to the volume's own grid.",
             "",
-            "| Value | Structure |",
-            "| ---: | --- |",
+            "| Value | Structure |" + " In training images, ml |" * bool(seen),
+            "| ---: | --- |" + " --- |" * bool(seen),
             *labels,
             *_components(plan),
             *(_regions(plan) if plan.regions else ()),

@@ -161,8 +161,16 @@ class IntensityRange:
 
 
 @dataclass(frozen=True)
+class VolumeRange:
+    """How large one structure was in the training images."""
+
+    smallest_ml: float
+    largest_ml: float
+
+
+@dataclass(frozen=True)
 class Fingerprint:
-    """What the training images were like; a prediction on an image unlike them comes with a notice.
+    """What the training images were like; a prediction on an image unlike them, or unlike theirs, comes with a notice.
 
     Attributes:
         spacing_min_mm: Smallest voxel size seen, per axis of the plan's orientation.
@@ -171,6 +179,7 @@ class Fingerprint:
         extent_max_mm: Largest field of view seen.
         intensities: Per channel; empty where intensity scales mean nothing (MR).
         obliquity_max_deg: Largest angle between an axis of a training image and the body's; None where unknown.
+        volumes: Per label, in their order, 0 to ... where an image lacked it; empty where unknown.
     """
 
     spacing_min_mm: Triple
@@ -179,6 +188,7 @@ class Fingerprint:
     extent_max_mm: Triple
     intensities: tuple[IntensityRange, ...] = ()
     obliquity_max_deg: float | None = None
+    volumes: tuple[VolumeRange, ...] = ()
 
 
 @dataclass(frozen=True)

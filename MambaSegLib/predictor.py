@@ -71,7 +71,7 @@ class Prediction:
         disagreement: (Z, Y, X) float32, the part of it that comes from folds or mirrored versions that differ; None
             if not asked for.
         notices: What the person should know before trusting it: how the volume is unlike the training images, what
-            gave way when memory was short. One sentence or two each.
+            gave way when memory was short, which structures are larger or smaller than in training. One sentence or two each.
         backend: Scan backend that computed; "none" for a network without a scan.
         device: Device that computed, e.g. "cpu", "cuda:0 (NVIDIA H100)".
         seconds: Time per phase.
@@ -161,6 +161,7 @@ class Predictor:
         roi: Box | None = None,
         uncertainty: bool = False,
         disagreement: bool = False,
+        on_notice: Callable[[str], None] | None = None,
         clock: Clock = time.perf_counter,
     ) -> Prediction:
         """Segment a volume.
@@ -171,6 +172,8 @@ class Predictor:
             roi: Segment this part only (indices on the volume's grid); the rest becomes background.
             uncertainty: Also return how unsure the model is, per voxel.
             disagreement: Also return how much folds, mirrored versions and overlapping tiles differ, per voxel.
+            on_notice: Called at once with what makes the image unlike the training images: before the networks compute, for
+                minutes or hours. These are among the notices of the result, too.
             clock: Seconds, for the estimate of the time left.
 
         Raises:
@@ -181,12 +184,14 @@ class Predictor:
         from MambaSegLib.memory_ladder import explain_lack_of_memory
         from MambaSegLib.postprocessing import to_labels
 
-        report = progress or _ignore
+        report, tell = progress or _ignore, on_notice or _ignore
         plan = self.bundle.manifest.plan
         with explain_lack_of_memory():
             start = clock()
             report(Progress("Preprocessing", 0, 1))
             preprocessed, notices = self._prepare(volume, roi)
+            for notice in notices:
+                tell(notice)
             report(Progress("Preprocessing", 1, 1))
             ladder = self._ladder(preprocessed)
             slabs = _Timed(self._slabs(preprocessed, ladder, report, disagreement, clock), clock)
@@ -195,11 +200,13 @@ class Predictor:
             seconds = PhaseSeconds(prepared - start, slabs.seconds, clock() - prepared - slabs.seconds)
             report(Progress("Postprocessing", 1, 1, 0.0))
         device = ladder.placement.device
+        labels = Labels(segmented.labels, volume.geometry, plan.predicted_labels, self._tags(volume))
+        found = fingerprint_check.volume_notices(labels, plan) if labels.array.any() else (NOTHING_FOUND,)
         return Prediction(
-            labels=Labels(segmented.labels, volume.geometry, plan.predicted_labels, self._tags(volume)),
+            labels=labels,
             uncertainty=segmented.uncertainty,
             disagreement=segmented.disagreement,
-            notices=(*notices, *ladder.notices, *(() if segmented.labels.any() else (NOTHING_FOUND,))),
+            notices=(*notices, *ladder.notices, *found),
             backend=self._backend_on(device),
             device=device_name(device),
             seconds=seconds,
@@ -344,8 +351,8 @@ class _Timed:
             self.seconds += self._clock() - start
 
 
-def _ignore(progress: Progress) -> None:
-    del progress
+def _ignore(news: object) -> None:
+    del news
 
 
 def _opened(bundle: Bundle | str | PathLike[str]) -> Bundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,12 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     roi = region(arguments.roi, volume.geometry)
     reporter.progress(Progress("Loading the model", 0, 1))
     predictor = make_predictor(bundle, arguments)
-    prediction = predictor.predict(volume, reporter.progress, roi=roi, uncertainty=outputs.uncertainty is not None)
-    for notice in prediction.notices:
-        reporter.log("warning", notice)
+    warn = partial(reporter.log, "warning")
+    prediction = predictor.predict(
+        volume, reporter.progress, roi=roi, uncertainty=outputs.uncertainty is not None, on_notice=warn
+    )
+    for notice in prediction.notices:  # those that were told already are not told again
+        warn(notice)
     reporter.progress(Progress("Writing", 0, 1, 0.0))
     statistics = write_outputs(prediction, _named(volume, bundle), outputs, bundle.manifest.plan.compound_regions)
     reporter.progress(Progress("Writing", 1, 1, 0.0))

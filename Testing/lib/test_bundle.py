@@ -252,6 +252,7 @@ def set_at(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = ("plan", "network")
+FINGERPRINT = {f"{what}_{end}_mm": [1.0, 1.0, 1.0] for what in ("spacing", "extent") for end in ("min", "max")}
 HOSTILE_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "newer": (set_at("schema_version", value=99), "made with a newer MambaSegmentation. Update"),
     "no version": (lambda data: data.pop("schema_version"), "this is not a MambaSegmentation model"),
@@ -281,6 +282,14 @@ HOSTILE_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "hash": (set_at("folds", 0, "sha256", value="0"), "64 lower-case hexadecimal digits"),
     "no metrics": (set_at("metrics", value=[]), "metrics: is empty"),
     "no license": (set_at("provenance", "weights_license", value=""), "weights_license: is empty"),
+    "volumes of other labels": (
+        set_at("plan", "fingerprint", value=FINGERPRINT | {"volumes": [{"smallest_ml": 1.0, "largest_ml": 2.0}]}),
+        "plan.fingerprint.volumes: expected none or one per label (2)",
+    ),
+    "volumes the wrong way": (
+        set_at("plan", "fingerprint", value=FINGERPRINT | {"volumes": [{"smallest_ml": 2.0, "largest_ml": 1.0}] * 2}),
+        "smallest_ml <= largest_ml",
+    ),
     "ct without range": (
         set_at("plan", "channels", 0, "normalization", value={"scheme": "ct"}),
         "needs lower < upper",

@@ -5,9 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MambaSegLib.fingerprint_check import notices, obliquity_deg
-from MambaSegLib.plan import Channel, Fingerprint, IntensityRange, Label, NetworkPlan, Normalization, Plan
-from MambaSegLib.volume import Geometry, Volume
+from MambaSegLib.fingerprint_check import notices, obliquity_deg, volume_notices
+from MambaSegLib.plan import (
+    Channel,
+    Fingerprint,
+    IntensityRange,
+    Label,
+    NetworkPlan,
+    Normalization,
+    Plan,
+    VolumeRange,
+)
+from MambaSegLib.volume import Geometry, Labels, Volume
 
 ORGAN = IntensityRange(-60.0, 90.0, 280.0)
 SEEN = Fingerprint((1.0, 0.7, 0.7), (3.0, 0.9, 0.9), (150.0, 300.0, 300.0), (400.0, 400.0, 400.0), (ORGAN,))
@@ -143,3 +152,37 @@ def test_without_a_fingerprint_only_contrast_and_obliquity_are_checked():
     flat = Volume(np.full((1, 3, 3, 3), 7), Geometry((3, 3, 3), (9.0, 9.0, 9.0), (0.0, 0.0, 0.0), np.eye(3).tolist()))
     (notice,) = notices(flat, make_plan(fingerprint=None))
     assert "same value, 7" in notice
+
+
+SPLEENS = (VolumeRange(80.0, 300.0),)
+
+
+def spleen_of(voxels, seen=SPLEENS):
+    """Notices for a spleen of that many voxels of 1 ml each."""
+    plan = make_plan(fingerprint=replace(SEEN, volumes=seen))
+    array = np.zeros((10, 10, 10), dtype=np.uint8)
+    array.ravel()[:voxels] = 1
+    geometry = Geometry(array.shape, (10.0, 10.0, 10.0), (0.0, 0.0, 0.0), body().geometry.direction)
+    return volume_notices(Labels(array, geometry, plan.predicted_labels), plan)
+
+
+@pytest.mark.parametrize("voxels", [80, 300, 54, 449])
+def test_a_structure_about_as_large_as_in_training_gets_no_notice(voxels):
+    assert spleen_of(voxels) == ()
+
+
+@pytest.mark.parametrize("voxels", [500, 40])
+def test_a_structure_much_larger_or_smaller_than_in_training_is_named_with_both_volumes(voxels):
+    (notice,) = spleen_of(voxels)
+    assert f"Spleen has {voxels} ml" in notice
+    assert "80 to 300 ml" in notice
+
+
+def test_a_structure_that_training_images_lacked_may_be_missing():
+    assert spleen_of(0, (VolumeRange(0.0, 300.0),)) == ()
+    assert len(spleen_of(0)) == 1
+
+
+def test_models_that_do_not_know_volumes_give_no_notice_of_them():
+    assert spleen_of(1000, ()) == ()
+    assert volume_notices(Labels(np.zeros((2, 2, 2), np.uint8), body((2, 2, 2)).geometry, ()), make_plan(None)) == ()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,16 @@ from MambaSegLib import model_folders
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.devices import resolve_device
 from MambaSegLib.errors import BackendUnavailableError, CancelledError, EnvironmentProblemError, InputError
-from MambaSegLib.plan import Channel, Fingerprint, Label, NetworkPlan, Normalization, Plan, StagePlan
+from MambaSegLib.plan import (
+    Channel,
+    Fingerprint,
+    Label,
+    NetworkPlan,
+    Normalization,
+    Plan,
+    StagePlan,
+    VolumeRange,
+)
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.quality import QUALITIES, Thoroughness, thoroughness
 from MambaSegLib.volume import Box, Geometry, Volume
@@ -321,6 +331,28 @@ def test_an_image_unlike_the_training_images_comes_with_a_notice():
     one = predictor(make_plan(fingerprint=seen))
     assert one.predict(axial(blocks())).notices == ()
     assert "5 mm" in one.predict(axial(blocks(), (5.0, 1.0, 1.0))).notices[0]
+
+
+def test_what_the_image_tells_is_told_before_the_networks_compute():
+    seen = Fingerprint((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (10.0, 10.0, 10.0), (20.0, 20.0, 20.0))
+    told = []
+    found = predictor(make_plan(fingerprint=seen)).predict(
+        axial(blocks(), (5.0, 1.0, 1.0)), lambda progress: told.append(progress.stage), on_notice=told.append
+    )
+    assert told.index(found.notices[0]) < told.index("Predicting")
+
+
+def test_a_structure_of_an_unlikely_volume_comes_with_a_notice():
+    bounds = (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (10.0, 10.0, 10.0), (20.0, 20.0, 20.0)
+    plan = make_plan()
+    volume_ml = [(blocks() == label.value).sum() / 1000 for label in plan.labels]
+    likely = tuple(VolumeRange(size, size) for size in volume_ml)
+    one = predictor(replace(plan, fingerprint=Fingerprint(*bounds, volumes=likely)))
+    assert one.predict(axial(blocks())).notices == ()
+    larger = (VolumeRange(2 * volume_ml[0], 2 * volume_ml[0]), *likely[1:])
+    one = predictor(replace(plan, fingerprint=Fingerprint(*bounds, volumes=larger)))
+    (notice,) = one.predict(axial(blocks())).notices
+    assert notice.startswith(f"{plan.labels[0].name} has")
 
 
 def test_only_the_region_is_compared_with_the_training_images():

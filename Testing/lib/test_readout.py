@@ -12,6 +12,7 @@ import torch
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.commands.models import run_list, run_show
 from MambaSegLib.label_statistics import label_statistics
+from MambaSegLib.manifest import SCHEMA_VERSION
 from MambaSegLib.manifest_check import plan_problems
 from MambaSegLib.memory_ladder import MemoryLadder, Placement
 from MambaSegLib.plan import Channel, Label, NetworkPlan, Normalization, Plan, Region
@@ -185,7 +186,7 @@ def region_bundle(tmp_path, make_bundle, tiny_manifest):
 
 def test_a_model_of_regions_says_so_everywhere_a_person_looks(region_bundle, capsys, tmp_path):
     bundle = load_bundle(region_bundle.path)
-    assert bundle.manifest.schema_version == 2
+    assert bundle.manifest.schema_version == SCHEMA_VERSION
     assert bundle.manifest.plan.structure_names == ("Hippocampus", "Posterior")
     card = (region_bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "| Hippocampus | 1 + 2 | 1 |" in card

@@ -13,7 +13,9 @@ from MambaSegTraining.planning import make_plan, normalization, target_spacing
 from MambaSegTraining.settings import NetworkSettings, Settings, read_settings
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.plan import VolumeRange
 from MambaSegLib.schema import from_json
+from MambaSegLib.volume_io import read_labels
 
 
 def _digits(triples):
@@ -110,3 +112,7 @@ def test_a_plan_takes_names_from_the_data_set_and_replacements_from_the_settings
     assert "preset" not in plan.network.options, "options are written out"
     assert plan.fingerprint.extent_min_mm == (18.0, 22.0, 20.0)
     assert plan.fingerprint.obliquity_max_deg == 0.0
+    maps = [read_labels(path).array for path in (ball_dataset / "labelsTr").iterdir()]
+    balls = [np.count_nonzero(array == 1) / 1000 for array in maps]  # voxels of 1 mm
+    assert plan.fingerprint.volumes[0] == VolumeRange(min(balls), max(balls))
+    assert len(plan.fingerprint.volumes) == 2

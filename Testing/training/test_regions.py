@@ -313,6 +313,7 @@ def test_an_ignore_label_is_accepted_and_leaves_no_trace_in_the_fingerprint(part
     assert fingerprint.intensities[0].minimum > 100  # of ball and core; background is 50
     plan = make_plan(dataset, fingerprint, Settings())
     assert (plan.ignore_value, plan.network.out_channels) == (3, 3)
+    assert plan.fingerprint.volumes == (), "structures may go on where nobody labelled"
     assert [label.name for label in plan.labels] == ["ball", "core"]
 
 
@@ -346,7 +347,9 @@ def test_a_region_nobody_has_is_a_problem_a_label_inside_another_region_is_not(b
 
 def test_the_released_brain_tumour_plan_takes_the_challenges_regions(ball_dataset):
     balls = read_dataset(ball_dataset)
-    fingerprint = take_fingerprint(balls)
+    facts = take_fingerprint(balls)
+    cases = tuple(replace(case, label_voxels=(*case.label_voxels, 1)) for case in facts.cases)
+    fingerprint = replace(facts, cases=cases)
     brains = replace(balls, channels=("FLAIR", "T1w", "T1gd", "T2w"), labels=BRAIN_LABELS, regions=BRAIN_REGIONS)
     settings = from_json(Settings, {"plan": {"named": "braintumour"}})
     plan = make_plan(brains, fingerprint, settings)

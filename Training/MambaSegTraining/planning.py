@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from MambaSegLib.plan import (
     Normalization,
     Plan,
     Triple,
+    VolumeRange,
 )
 from MambaSegLib.volume import Array
 from MambaSegTraining.architecture import plan_architecture
@@ -96,7 +98,7 @@ def _planned(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settin
         ignore_value=dataset.ignore_value,
         crop_to_nonzero=settings.plan.crop_to_nonzero,
         mirror_axes=settings.plan.mirror_axes,
-        fingerprint=_plan_fingerprint(fingerprint, axes),
+        fingerprint=_plan_fingerprint(dataset, fingerprint, axes),
     )
     return fit_to_memory(plan, settings, median)
 
@@ -127,7 +129,7 @@ def _named(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings
         regions=regions,
         ignore_value=dataset.ignore_value,
         mirror_axes=about.mirror_axes,
-        fingerprint=_plan_fingerprint(fingerprint, axes),
+        fingerprint=_plan_fingerprint(dataset, fingerprint, axes),
     )
 
 
@@ -216,7 +218,7 @@ def _labels(dataset: Dataset, settings: Settings) -> tuple[Label, ...]:
     )
 
 
-def _plan_fingerprint(fingerprint: DatasetFingerprint, axes: Sequence[int]) -> Fingerprint:
+def _plan_fingerprint(dataset: Dataset, fingerprint: DatasetFingerprint, axes: Sequence[int]) -> Fingerprint:
     spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
     extents = spacings * [_by_axis(case, case.shape, axes) for case in fingerprint.cases]
     angles = [case.obliquity_deg for case in fingerprint.cases if case.obliquity_deg is not None]
@@ -231,7 +233,18 @@ def _plan_fingerprint(fingerprint: DatasetFingerprint, axes: Sequence[int]) -> F
         extent_max_mm=_triple(extents.max(axis=0)),
         intensities=ranges if has_scale else (),
         obliquity_max_deg=max(angles) if len(angles) == len(fingerprint.cases) else None,
+        volumes=_volumes(dataset, fingerprint),
     )
+
+
+def _volumes(dataset: Dataset, fingerprint: DatasetFingerprint) -> tuple[VolumeRange, ...]:
+    """Of each label; unknown where voxels that nobody labelled may belong to it."""
+    if dataset.ignore_value is not None:
+        return ()
+    voxels = np.array([case.label_voxels for case in fingerprint.cases])
+    milliliters = voxels * [[prod(case.spacing_mm) / 1000] for case in fingerprint.cases]
+    lows, highs = milliliters.min(axis=0), milliliters.max(axis=0)
+    return tuple(VolumeRange(float(low), float(high)) for low, high in zip(lows, highs, strict=True))
 
 
 def _triple(values: Array) -> Triple:
