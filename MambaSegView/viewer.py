@@ -136,6 +136,7 @@ class Viewer(TrameApp):  # type: ignore[misc] # trame has no types
                 elif not self.state.status.startswith("Stopping"):
                     self.state.progress = 100 * run.fraction
                     self.state.status = progress_line(run.progress)
+                    self.state.notices = list(run.notices)
 
     def _finish(self) -> None:
         run, state = self.session.run, self.state
