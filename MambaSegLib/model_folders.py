@@ -36,7 +36,28 @@ def find_model_folder(name: str, models_dir: Path | None = None) -> Path | None:
 
 def model_names(folder: Path) -> tuple[str, ...]:
     """Names of the models a folder holds, sorted; () if there is no such folder, or it may not be read."""
+    return tuple(entry.name for entry in _entries(folder) if _has_name(entry))
+
+
+def entries_without_name(folder: Path) -> tuple[Path, ...]:
+    """What looks like a model in a folder of models, a .zip or a folder, but goes by no model name and is so found by nobody."""
+    return tuple(entry for entry in _entries(folder) if not _has_name(entry) and _looks_like_model(entry))
+
+
+def _has_name(entry: Path) -> bool:
+    return is_model_name(entry.name) and entry.is_dir()
+
+
+def _looks_like_model(path: Path) -> bool:
+    if path.name.startswith("."):  # an installation under way
+        return False
+    with contextlib.suppress(PermissionError):
+        return path.suffix.lower() == ".zip" or (path / "bundle.json").is_file()
+    return False
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        return tuple(sorted(entry.name for entry in folder.iterdir() if is_model_name(entry.name) and entry.is_dir()))
+        return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return ()
+        return []

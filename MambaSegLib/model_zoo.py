@@ -20,7 +20,13 @@ from MambaSegLib.bundle_files import open_bundle_files
 from MambaSegLib.download import DEFAULT_TIMEOUT_S, MAX_DOWNLOAD_BYTES, download, is_address, sha256_of
 from MambaSegLib.errors import BundleError, EnvironmentProblemError, InputError
 from MambaSegLib.manifest import BundleManifest
-from MambaSegLib.model_folders import BUNDLED_MODELS, default_models_folder, find_model_folder, model_names
+from MambaSegLib.model_folders import (
+    BUNDLED_MODELS,
+    default_models_folder,
+    entries_without_name,
+    find_model_folder,
+    model_names,
+)
 
 Origin = Literal["bundled", "installed"]
 _DISK_RESERVE_BYTES = 100 * 1024**2
@@ -46,7 +52,7 @@ class ListedModel:
 
 
 def list_models(models_dir: Path | None = None) -> tuple[ListedModel, ...]:
-    """All models, bundled ones first; damaged ones are listed with their problem.
+    """All models, bundled ones first; damaged ones are listed with their problem, and so is what was only copied there.
 
     Args:
         models_dir: Folder of installed models; None takes the user's own.
@@ -55,7 +61,8 @@ def list_models(models_dir: Path | None = None) -> tuple[ListedModel, ...]:
     installed_folder = models_dir or default_models_folder()
     shadowed = {model.name for model in bundled}
     names = [name for name in model_names(installed_folder) if name not in shadowed]
-    return tuple(bundled + [_listed(installed_folder / name, "installed") for name in names])
+    installed = [_listed(installed_folder / name, "installed") for name in names]
+    return (*bundled, *installed, *_uninstalled(installed_folder))
 
 
 def install_model(
@@ -128,6 +135,15 @@ def _listed(path: Path, origin: Origin) -> ListedModel:
         problem = f'The folder {path.name} holds a model that calls itself "{bundle.name}".'
         return ListedModel(path.name, origin, path, None, problem)
     return ListedModel(bundle.name, origin, path, bundle.manifest)
+
+
+def _uninstalled(folder: Path) -> list[ListedModel]:
+    """Models that somebody has copied into the folder, where they are not found by a name."""
+    problem = "It was copied into {folder} and is not installed. Install it from there (mambaseg models install), then delete the copy."
+    return [
+        ListedModel(path.name, "installed", path, None, problem.format(folder=folder))
+        for path in entries_without_name(folder)
+    ]
 
 
 def _install_files(source: Path, models_dir: Path, force: bool) -> ListedModel:

@@ -36,6 +36,7 @@ def build(server: Any, layouts: Any, actions: Any, key: str) -> Any:
         client.Script(f"history.replaceState(null, '', '?secret={key}')")
         with v3.VAppBar(density="compact", flat=True, border="b"):
             v3.VAppBarTitle("Mamba Segmentation")
+            _channels()
             html.Div("{{ image }}", classes="text-medium-emphasis text-body-2 px-4", id="image")
         with v3.VNavigationDrawer(permanent=True, width=380), html.Div(classes="pa-4 d-flex flex-column ga-3"):
             v3.VAlert(DISCLAIMER, type="warning", variant="tonal", density="compact", icon=False)
@@ -58,6 +59,22 @@ def slice_view(server: Any, view_id: str, view: Any) -> None:
     name = f"position: absolute; top: 6px; right: 10px; color: {SLICE_COLORS[orientation]}; pointer-events: none"
     html.Div(style=bar)
     html.Div(orientation, style=name, classes="text-body-2")
+
+
+def _channels() -> None:
+    """Which of several channels the views show."""
+    with v3.VBtnToggle(
+        v_if="channels.length > 1",
+        v_model=("channel",),
+        mandatory=True,
+        density="compact",
+        variant="outlined",
+        id="channels",
+        title="Channel that is shown",
+    ):
+        v3.VBtn(
+            "{{ each.title }}", v_for="each in channels", key="each.value", value=("each.value",), classes="text-none"
+        )
 
 
 def _model() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import slicer
-from MambaSegmentationLib.channels import suggestedNodes
 from MambaSegmentationLib.conversion import RAS_TO_LPS, labelsFromSegmentation
 from MambaSegmentationLib.logic import DEFAULT_MODEL, Segmenter
 from MambaSegmentationLib.region import trainedExtent
@@ -45,7 +44,8 @@ class Session:
     """What is loaded and what is going on.
 
     Attributes:
-        images: Node per channel; the first is the one shown.
+        images: Node per channel, on one grid.
+        image: The one of them that the views show.
         segmentation: Node of the segmentation that is shown; None if there is none.
         run: The segmentation under way or the last one; None before the first.
     """
@@ -60,18 +60,30 @@ class Session:
         self.segmentation: Any = None
         self.run: Any = None
         self._region: Any = None
+        self.image = self.images[0]
         # Before any segmentation: slices draw in the order in which things came, and blend with what is there.
-        app.display_manager.show_volume_in_slice_background(self.images[0])
+        app.display_manager.show_volume_in_slice_background(self.image)
         app.display_manager.reset_views()
 
     def models(self) -> tuple[ListedModel, ...]:
-        """The models a person can choose; the one named at the start is among them."""
-        return tuple(model for model in self._segmenter.models() if not model.problem)
+        """The models of this computer, those that cannot be used with their problem."""
+        models: tuple[ListedModel, ...] = self._segmenter.models()
+        return models
 
     @property
     def first_model(self) -> str:
         """Name or path of the model to start with."""
         return self._settings.model or DEFAULT_MODEL
+
+    def channels(self) -> list[tuple[str, str]]:
+        """Node id and name of each channel."""
+        names = self._settings.volume.channels or [node.GetName() for node in self.images]
+        return [(node.GetID(), name) for node, name in zip(self.images, names, strict=True)]
+
+    def show_channel(self, node_id: str) -> None:
+        """Show another channel where the views are; what is segmented from it does not change."""
+        self.image = next(node for node in self.images if node.GetID() == node_id)
+        self._app.display_manager.show_volume_in_slice_background(self.image)
 
     def segmentations(self) -> list[tuple[str, str]]:
         """Node id and name of all segmentations."""
@@ -212,15 +224,13 @@ class Session:
                 time.sleep(0.02)
 
     def _nodes_for(self, model: str) -> Any:
-        """The images by channel where the command line named them, else in the order the model takes them."""
-        names = self._settings.volume.channels
-        if names:
-            return dict(zip(names, self.images, strict=True))
-        listed = next((listed for listed in self.models() if listed.name == model), None)
-        if listed is None or listed.manifest is None or len(self.images) == 1:
-            return self.images
-        suggested = suggestedNodes(listed.manifest.plan.channels, self.images)
-        return self.images if None in suggested else suggested
+        """The channels the model takes, of those there are; for a model of one channel that is not among them, what is shown."""
+        plan = load_bundle(model, models_dir=self._settings.models_folder).manifest.plan
+        images = dict(zip(self._settings.volume.channels, self.images, strict=False))
+        wanted = [channel.name for channel in plan.channels]
+        if set(wanted) <= set(images):
+            return {name: images[name] for name in wanted}
+        return self.image if len(wanted) == 1 else images or self.images
 
 
 def _publish(app: Any) -> None:

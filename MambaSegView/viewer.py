@@ -102,7 +102,9 @@ class Viewer(TrameApp):  # type: ignore[misc] # trame has no types
         spacing = " x ".join(f"{mm:g}" for mm in settings.volume.geometry.spacing_mm[::-1])
         state.trame__title = f"{settings.volume.name} - Mamba Segmentation"
         state.image = f"{settings.volume.name}: {size} voxels of {spacing} mm"
-        state.models = [{"title": modelTitle(model), "value": value} for value, model in self._models.items()]
+        state.models = [_model_item(value, model) for value, model in self._models.items()]
+        state.channels = [{"title": name, "value": key} for key, name in self.session.channels()]
+        state.channel = self.session.image.GetID()
         state.model = self.session.first_model
         state.devices = list(dict.fromkeys([settings.device, *DEVICES]))
         state.device = settings.device
@@ -111,6 +113,7 @@ class Viewer(TrameApp):  # type: ignore[misc] # trame has no types
         state.update({"segmentations": [], "segments": [], "shown": "", "opacity": 0.4, "upload": None})
         state.region = settings.region_ras_mm is not None
         state.change("model")(self._show_details)
+        state.change("channel")(lambda channel, **_: self.session.show_channel(channel))
         state.change("region")(lambda region, **_: self.session.set_region(bool(region)))
         state.change("shown")(self._show_segmentation)
         state.change("opacity")(lambda opacity, **_: self.session.set_opacity(float(opacity)))
@@ -203,6 +206,12 @@ def _quiet_application() -> SlicerApp:
 def _bytes(content: Any) -> bytes:
     """What a file holds; large ones come in pieces."""
     return b"".join(content) if isinstance(content, list) else bytes(content)
+
+
+def _model_item(value: str, model: ListedModel) -> dict[str, Any]:
+    """Entry of the list; one that cannot be used is switched off and says why."""
+    problem = {"disabled": True, "subtitle": model.problem, "lines": "three", "title": modelTitle(model)}
+    return {"title": modelTitle(model), "value": value, "props": problem if model.problem else {}}
 
 
 def _choices(session: Session) -> dict[str, ListedModel]:

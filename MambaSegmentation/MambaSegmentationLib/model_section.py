@@ -11,6 +11,7 @@ import qt
 
 from MambaSegLib.commands.failures import explained
 from MambaSegLib.errors import InputError
+from MambaSegLib.manifest_check import is_model_name
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegmentationLib import licenses
 from MambaSegmentationLib.choices import Choices
@@ -112,7 +113,8 @@ class ModelSection:
         without = gone.format(name=escape(stored)) if self._isGone(stored) else none
         self._ui.modelDetails.setHtml(modelHtml(model) if model else without)
         self._ui.modelSelector.setToolTip(model.name if model else "")  # a narrow window cuts names off
-        self._ui.removeButton.setEnabled(model is not None and model.origin == "installed")
+        installed = model is not None and model.origin == "installed" and is_model_name(model.name)
+        self._ui.removeButton.setEnabled(installed)
         if model is not None:
             self._choices.store("model", model.name)
         self.onModel()

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import shutil
 import stat
 import threading
 import zipfile
@@ -113,6 +114,20 @@ def test_a_damaged_model_is_listed_with_its_problem(archive: Path, models_dir: P
     (model,) = [model for model in list_models(models_dir) if model.origin == "installed"]
     assert model.manifest is None
     assert "not valid JSON" in model.problem
+
+
+def test_a_model_that_was_only_copied_into_the_folder_is_listed_with_what_to_do(
+    archive: Path, tiny_bundle: Bundle, models_dir: Path
+) -> None:
+    models_dir.mkdir()
+    (models_dir / "tiny.zip").write_bytes(archive.read_bytes())
+    shutil.copytree(tiny_bundle.path, models_dir / "My model")
+    (models_dir / ".tmp-half").mkdir()
+    (models_dir / "notes").mkdir()
+    (models_dir / "accepted-licenses.json").write_text("{}", encoding="utf-8")
+    found = {model.name: model for model in list_models(models_dir) if model.origin == "installed"}
+    assert sorted(found) == ["My model", "tiny.zip"]
+    assert all("models install" in model.problem and model.manifest is None for model in found.values())
 
 
 def test_a_model_under_another_name_is_listed_with_its_problem(archive: Path, models_dir: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+sys.path.append(str(REPOSITORY / "Testing" / "slicer"))  # for its tiny model
 
 collect_ignore = ["session_script.py"]
 

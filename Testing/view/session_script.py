@@ -14,7 +14,7 @@ from MambaSegmentationLib.conversion import volumeFromNode, volumeGeometry
 from trame_slicer.core import SlicerApp
 
 from MambaSegLib.errors import MambaSegError
-from MambaSegLib.volume_io import read_volume
+from MambaSegLib.volume_io import read_channels, read_volume
 from MambaSegView.nodes import add_region
 from MambaSegView.session import Session
 from MambaSegView.settings import Settings
@@ -59,6 +59,21 @@ def main(folder: Path) -> dict[str, Any]:
     said["whole"] = [high - low for low, high in zip(whole[::2], whole[1::2], strict=True)]
     session.set_region(False)
     said["region off"] = session.region is None
+    said |= channels(folder)
+    return said
+
+
+def channels(folder: Path) -> dict[str, Any]:
+    """Which images each model gets of an image with two channels, and what is shown."""
+    volume = read_channels({"FLAIR": folder / "flair.nrrd", "T1": folder / "image.nrrd"})
+    session = Session(SlicerApp(), Settings(volume, folder / "out.seg.nrrd", models_folder=folder / "models"))
+    said: dict[str, Any] = {"channels": [name for _, name in session.channels()]}
+    session.show_channel(session.channels()[1][0])
+    said["channel shown"] = session.image.GetName()
+    for name in ("net.both", "net.t1", "net.other", "net.strange"):
+        given = session._nodes_for(name)
+        nodes = given if isinstance(given, dict) else {"": given}
+        said[name] = {channel: node.GetName() for channel, node in nodes.items()}
     return said
 
 

@@ -9,6 +9,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from MambaSegLib import read_labels
 from MambaSegLib.volume import Labels
+from MambaSegLib.volume_io import read_volume, write_volume
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "MambaSegmentation" / "Resources" / "SampleData" / "left_hippocampus_T1.nrrd"
@@ -43,20 +45,11 @@ class Server:
     folder: Path
 
 
-@pytest.fixture(scope="module")
-def server(
-    view_python: Path, view_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """`mambaseg view` on a copy of the sample, one fold on the CPU."""
-    folder = tmp_path_factory.mktemp("case")
-    shutil.copy(SAMPLE, folder / "t1.nrrd")
-    words = ["view", str(folder / "t1.nrrd"), "--device", "cpu", "--folds", "0", "--no-browser"]
-    with subprocess.Popen(
-        [str(view_python), "-u", "-m", "MambaSegLib", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=view_environment,
-    ) as process:
+@contextmanager
+def serving(view_python: Path, view_environment: dict[str, str], folder: Path, words: list[str]) -> Iterator[Server]:
+    """`mambaseg view` with some words, on the CPU."""
+    command = [str(view_python), "-u", "-m", "MambaSegLib", "view", *words, "--device", "cpu", "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=view_environment) as process:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())
         assert found, "the viewer did not start"
@@ -66,8 +59,26 @@ def server(
 
 
 @pytest.fixture(scope="module")
+def server(
+    view_python: Path, view_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A copy of the sample, one fold of the model."""
+    folder = tmp_path_factory.mktemp("case")
+    shutil.copy(SAMPLE, folder / "t1.nrrd")
+    with serving(view_python, view_environment, folder, [str(folder / "t1.nrrd"), "--folds", "0"]) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def page(server: Server) -> Iterator[object]:
     """The viewer's page in a headless browser, once its buttons are there."""
+    with shown_page(server) as page:
+        yield page
+
+
+@contextmanager
+def shown_page(server: Server) -> Iterator[object]:
+    """The page of a server; skips where there is no browser."""
     playwright = pytest.importorskip("playwright.sync_api")
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
@@ -94,6 +105,14 @@ def colored_pixels(page, tmp_path: Path) -> tuple[int, int]:
     red, green, blue = np.moveaxis(imread(tmp_path / "views.png")[..., :3], -1, 0)
     orange = (red > green + 0.15) & (red > blue + 0.25) & (green > blue)
     return int(orange.sum()), int((blue > red + 0.15).sum())
+
+
+def gray_of_views(page, tmp_path: Path) -> float:
+    """Mean brightness of the four views, 0 to 1."""
+    from matplotlib.image import imread
+
+    page.screenshot(path=tmp_path / "views.png", clip={"x": 382, "y": 90, "width": 890, "height": 700})
+    return float(imread(tmp_path / "views.png")[..., :3].mean())
 
 
 def volumes_ml(labels: Labels) -> dict[str, float]:
@@ -143,6 +162,29 @@ def test_a_person_segments_cancels_saves_and_opens(page, server, tmp_path):
     page.set_input_files("#open", tmp_path / "broken.seg.nrrd")
     page.wait_for_selector("#error:has-text('cannot be read')")
     assert page.locator(".segment").count() == 2, "what was shown stays"
+
+
+def test_another_channel_can_be_shown_and_a_damaged_model_says_why_it_cannot_be_chosen(
+    view_python, view_environment, tmp_path
+):
+    volume = read_volume(SAMPLE)
+    write_volume(volume.array[0], volume.geometry, tmp_path / "t1.nrrd")
+    write_volume(volume.array.max() - volume.array[0], volume.geometry, tmp_path / "inverse.nrrd")
+    (tmp_path / "models" / "net.damaged").mkdir(parents=True)
+    words = [f"T1={tmp_path}/t1.nrrd", f"T2={tmp_path}/inverse.nrrd", "--models-dir", str(tmp_path / "models")]
+    with serving(view_python, view_environment, tmp_path, words) as started, shown_page(started) as page:
+        page.wait_for_timeout(3000)
+        first = gray_of_views(page, tmp_path)
+        page.click("#channels button:has-text('T2')")
+        page.wait_for_timeout(3000)
+        assert abs(gray_of_views(page, tmp_path) - first) > 0.02
+        page.click("#channels button:has-text('T1')")
+        page.wait_for_timeout(3000)
+        assert gray_of_views(page, tmp_path) == pytest.approx(first, abs=0.005)
+        page.click("#model", force=True)
+        entry = page.locator(".v-list-item", has_text="net.damaged (cannot be used)")
+        assert "bundle.json" in entry.inner_text()
+        assert "v-list-item--disabled" in entry.get_attribute("class")
 
 
 def test_a_model_tells_what_it_is_for(page):

@@ -9,15 +9,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_model
 
 from MambaSegLib import read_labels
+from MambaSegLib.bundle import Bundle, load_bundle, save_bundle
 from MambaSegLib.geometry import Box
+from MambaSegLib.networks import create_network
 from MambaSegLib.plan import Label
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import write_volume
 
 SCRIPT = Path(__file__).with_name("session_script.py")
 TABLE = (Label(1, "Front", (220, 60, 40)), Label(2, "Back", (40, 120, 220)))
+
+
+MODELS = {
+    "net.both": ("T1", "FLAIR"),
+    "net.t1": ("T1",),
+    "net.other": ("MR",),
+    "net.strange": ("T1", "T2"),
+}
+"""Channels of each."""
+
+
+def save_model(like: Bundle, folder: Path, channels: tuple[str, ...]) -> None:
+    """A model with fresh weights, in its channels unlike another one."""
+    plan = like.manifest.plan
+    network = replace(plan.network, in_channels=len(channels))
+    plan = replace(plan, network=network, channels=tuple(replace(plan.channels[0], name=name) for name in channels))
+    manifest = replace(like.manifest, name=folder.name, plan=plan)
+    save_bundle(manifest, {0: create_network(network).state_dict()}, folder)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +52,15 @@ def labels(oblique_geometry) -> Labels:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, oblique_geometry, labels) -> Path:
-    """An image, a damaged segmentation, and a good one that covers only a part of the image's grid."""
+    """Two images, some models, a damaged segmentation, and a good one that covers only a part of the image's grid."""
     place = tmp_path_factory.mktemp("session")
     array = np.random.default_rng(1).integers(0, 900, oblique_geometry.shape).astype(np.int16)
     write_volume(array, oblique_geometry, place / "image.nrrd")
     (place / "broken.seg.nrrd").write_bytes(b"NRRD0004\nnonsense")
+    write_volume(array[::-1], oblique_geometry, place / "flair.nrrd")
+    tiny_model.save(place / tiny_model.NAME)
+    for name, channels in MODELS.items():
+        save_model(load_bundle(place / tiny_model.NAME), place / "models" / name, channels)
     box = Box((2, 3, 4), (8, 12, 11))
     replace(labels, array=labels.array[box.slices], geometry=oblique_geometry.cropped(box)).write(
         place / "part.seg.nrrd"
@@ -109,3 +134,13 @@ def test_the_region_is_where_the_command_line_put_it(said):
 
 def test_a_new_region_is_no_larger_than_what_the_model_knows(said):
     assert said["new region"] == pytest.approx([3.0, *said["whole"][1:]])
+
+
+def test_a_model_gets_the_channels_it_asks_for_or_the_one_that_is_shown(said):
+    assert said["channels"] == ["FLAIR", "T1"]
+    assert said["channel shown"].endswith(" T1")
+    flair = said["channel shown"].removesuffix("T1") + "FLAIR"
+    assert said["net.both"] == {"T1": said["channel shown"], "FLAIR": flair}
+    assert said["net.t1"] == {"T1": said["channel shown"]}
+    assert said["net.other"] == {"": said["channel shown"]}
+    assert said["net.strange"] == {"FLAIR": flair, "T1": said["channel shown"]}  # refused, with both lists
