@@ -60,7 +60,7 @@ demo: $(VENV)/.stamp-demo ## Set up, then segment the hippocampus in a real T1 M
 	$(BIN)/python Testing/demo/hippocampus.py --output demo_output
 
 bench: $(VENV)/.stamp-dev ## Measure speed and memory; figures are printed
-	@for file in Testing/benchmarks/*.py; do \
+	@for file in Testing/benchmarks/bench_*.py; do \
 		[ -e "$$file" ] || { echo "Testing/benchmarks holds no benchmark yet."; continue; }; \
 		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 

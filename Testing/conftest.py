@@ -12,9 +12,12 @@ import pytest
 
 from MambaSegLib.volume import Geometry, Volume
 
-# Without a GPU, Triton's kernels run in its interpreter. It wants to know before anything imports Triton.
-if not Path("/dev/nvidiactl").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Without a GPU that PyTorch computes on, Triton's kernels run in its interpreter. It wants to know before anything imports Triton.
+if importlib.util.find_spec("torch") is not None:  # the NumPy-only tests run without it, too
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A busy computer is no defect of the code: examples have no time limit.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -43,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_each() -> None:
     """Several test processes share the cores; a thread pool in each would only make them wait for one another."""
-    if importlib.util.find_spec("torch") is not None:  # the NumPy-only tests run without it, too
+    if importlib.util.find_spec("torch") is not None:
         import torch
 
         torch.set_num_threads(1)

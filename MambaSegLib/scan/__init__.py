@@ -206,11 +206,7 @@ def resolve_backend(name: str, device: str, needs_gradient: bool = False) -> str
     if name not in (*BACKENDS, SHAPES):
         msg = f"scan backend {name!r} is not one of auto, {', '.join(BACKENDS)}"
         raise ValueError(msg)
-    reason = _module(name).why_unavailable(str(device), needs_gradient)
-    if reason is not None:
-        msg = f"the scan backend {name!r} cannot run on {device}: {reason}. Choose another one or 'auto'."
-        raise BackendUnavailableError(msg)
-    return name
+    return _asked_for(name, str(device), needs_gradient)
 
 
 def _module(name: str) -> Backend:
@@ -227,6 +223,16 @@ def _fastest(device: str, needs_gradient: bool) -> str:
         _log.debug("scan backend %s is out: %s", status.name, status.reason)
     msg = "the pytorch backend runs on every device"
     raise AssertionError(msg)
+
+
+@lru_cache(maxsize=64)
+def _asked_for(name: str, device: str, needs_gradient: bool) -> str:
+    """The cache spares asking per call, too; it keeps no refusal."""
+    reason = _module(name).why_unavailable(device, needs_gradient)
+    if reason is not None:
+        msg = f"the scan backend {name!r} cannot run on {device}: {reason}. Choose another one or 'auto'."
+        raise BackendUnavailableError(msg)
+    return name
 
 
 def _backend_for(name: str, tensors: tuple[Tensor | None, ...]) -> Backend:

@@ -130,6 +130,7 @@ class _Scan(torch.autograd.Function):
         out, last = triton_launch.run_forward(operands, walk, softplus)
         last = last.reshape(*operands.u.shape[:2], *last.shape[1:]).transpose(2, 3)
         ctx.mark_non_differentiable(last)
+        ctx.set_materialize_grads(False)  # or zeros are made for the last states, too
         return out, last
 
     @staticmethod

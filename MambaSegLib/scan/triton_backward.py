@@ -126,9 +126,7 @@ def chunk_gradients(
     dz,
     dB_parts,
     dC_parts,
-    dA_parts,
-    dskip_parts,
-    dbias_parts,
+    shared_parts,
     paths,
     u_group,
     u_batch,
@@ -172,8 +170,7 @@ def chunk_gradients(
         du, ddelta, dz: Rows as u; ddelta before softplus. They share their steps `grad_...`.
         dB_parts, dC_parts: Sums over one block of channels, (blocks, directions x batch, chunks_here x CHUNK, N), in scan
             order.
-        dA_parts: Sums over one chunk, (directions x batch, chunks, N, D).
-        dskip_parts, dbias_parts: The same for the vectors, (directions x batch, chunks, D).
+        shared_parts: Sums over one chunk of what all tokens share, (directions x batch, chunks, N + 2, D): A, skip, bias.
     """
     OPERANDS: tl.constexpr = 5 if z is None else 6
     here, block, pair, group, entry, d, n, is_d, is_n = part_of_scan(batch, D, N, BLOCK_D, BLOCK_N)
@@ -269,10 +266,10 @@ def chunk_gradients(
             dskip += dy * token
             dbias += tl.where(now_d, dnatural, 0.0)
         t -= KEPT
-    slot = (pair.to(tl.int64) * chunks + chunk) * D
-    tl.store(dA_parts + slot * N + in_block, dA, mask=inside)
-    tl.store(dskip_parts + slot + d, dskip, mask=is_d)
-    tl.store(dbias_parts + slot + d, dbias, mask=is_d)
+    shared = shared_parts + (pair.to(tl.int64) * chunks + chunk) * ((N + 2) * D)
+    tl.store(shared + in_block, dA, mask=inside)
+    tl.store(shared + N * D + d, dskip, mask=is_d)
+    tl.store(shared + (N + 1) * D + d, dbias, mask=is_d)
 
 
 @kernel
@@ -310,9 +307,10 @@ def join_parts(
         base = ((which * blocks + block) * tl.num_programs(1) + pair).to(tl.int64) * here
         total += tl.load(parts + (base + offset)[:, None] * N + n[None, :], mask=inside, other=0.0)
     at = row[:, None].to(tl.int64) * joined_row + n[None, :]
+    # Two names: dB and dC may differ in type, and a variable that both branches set may not.
     if which == 0:
-        joined = group_base(dB, joined_group, joined_batch, group, entry)
-        tl.store(joined + at, total.to(dB.dtype.element_ty), mask=inside)
+        written = group_base(dB, joined_group, joined_batch, group, entry)
+        tl.store(written + at, total.to(dB.dtype.element_ty), mask=inside)
     else:
-        joined = group_base(dC, joined_group, joined_batch, group, entry)
-        tl.store(joined + at, total.to(dC.dtype.element_ty), mask=inside)
+        read = group_base(dC, joined_group, joined_batch, group, entry)
+        tl.store(read + at, total.to(dC.dtype.element_ty), mask=inside)

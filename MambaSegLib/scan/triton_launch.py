@@ -191,7 +191,7 @@ def run_backward(operands: Operands, dout: Tensor, walk: Walk, softplus: bool) -
     dz = None if z is None else torch.empty(u.shape, dtype=z.dtype, device=u.device)
     dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=u.device) for t in (B, C))
     pairs, chunks, N, D = scan.pairs, scan.chunks, scan.states, scan.channels
-    dA, dskip, dbias = scan.room(pairs, chunks, N, D), scan.room(pairs, chunks, D), scan.room(pairs, chunks, D)
+    shared_parts = scan.room(pairs, chunks, N + 2, D)
     with on_device_of(u):
         starts, leaving = scan.starts(), scan.leaving(dout)
         at_once = _chunks_at_once(scan)
@@ -202,14 +202,14 @@ def run_backward(operands: Operands, dout: Tensor, walk: Walk, softplus: bool) -
             here = min(at_once, chunks - first)
             parts = all_parts[: here * part].view(2, -1)
             triton_backward.chunk_gradients[(here * scan.blocks, pairs)](
-                u, delta, B, C, z, dout, A, skip, bias, starts, leaving, kept, du, ddelta, dz, *parts, dA, dskip, dbias,
+                u, delta, B, C, z, dout, A, skip, bias, starts, leaving, kept, du, ddelta, dz, *parts, shared_parts,
                 scan.paths, *_steps(u), *_steps(delta), *_steps(B), *_steps(C), *_steps(z), *_steps(dout), *_steps(du),
                 scan.batch, scan.length, chunks, first, here, KEPT=scan.config.kept_every,
                 BLOCK_D=scan.config.block_channels, **scan.constants,
             )  # fmt: skip
             _join_parts(scan, parts, dB, dC, first, here)
-    sums = [_sum_of_chunks(t, scan.groups) for t in (dA, dskip, dbias)]
-    return Gradients(du, ddelta, dB, dC, dz, sums[0].transpose(1, 2), sums[1], sums[2])
+    shared = _sum_of_chunks(shared_parts, scan.groups)
+    return Gradients(du, ddelta, dB, dC, dz, shared[:, :N].transpose(1, 2), shared[:, N], shared[:, N + 1])
 
 
 def _sum_of_chunks(parts: Tensor, groups: int) -> Tensor:

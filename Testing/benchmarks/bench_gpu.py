@@ -7,7 +7,8 @@
 
 Prints Markdown tables as they come, and writes all of them to OUTPUT.md and every single measurement to OUTPUT.json. The
 first variant of each case is the baseline: mamba_ssm, or the layer as the paper's released code computes it. A variant that
-cannot run here says why. `--tune` keeps what it finds for this GPU in the user's cache folder (`triton_tuning`).
+cannot run here says why. `--tune` keeps what it finds for this GPU in the user's cache folder (`triton_tuning`). Without a GPU it
+says so and ends, with exit code 3 if the device was asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ for folder in (HERE / "gpu", HERE / "common", HERE.parents[1] / "Training", HERE
 import torch
 from measuring import Row, Settings, as_json, computer, markdown
 
+from MambaSegLib.devices import resolve_device
+from MambaSegLib.errors import MambaSegError
+
 PARTS = ("scan", "layer", "networks", "ct")
 
 
@@ -32,7 +36,7 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", help="default: the first CUDA device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU; the figures mean nothing then")
     parser.add_argument("--tune", action="store_true", help="search the fastest division of each scan first")
@@ -40,9 +44,12 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", default=[], help="by name (default: the paper's and nnU-Net's)")
     parser.add_argument("--output", type=Path, default=Path("bench_gpu"), help="without suffix")
     options = parser.parse_args()
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("There is no CUDA device here; --device cpu --tiny shows that the benchmarks work.")
-        return 0
+    asked_for, options.device = options.device is not None, options.device or "cuda"
+    try:
+        resolve_device(options.device)
+    except MambaSegError as error:
+        print(f"{error}\nNothing was measured; --device cpu --tiny shows that the benchmarks work.")
+        return error.exit_code if asked_for else 0
     if options.tiny:
         torch.set_num_threads(1)  # threads that wait for one another take longer than the work
     settings = Settings(options.device, options.repeats, options.tiny, tuple(options.plans), tuple(options.networks))

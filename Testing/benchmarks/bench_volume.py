@@ -123,7 +123,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ct", action="store_true", help="also the CT")
@@ -146,9 +146,16 @@ def main() -> None:
     if options.here:
         options.quality = options.quality[0]
         print(json.dumps(asdict(measure(options.only or "cardiac MR", options))))
-        return
+        return 0
     from MambaSegLib.cpu.choice import computer
+    from MambaSegLib.devices import resolve_device
+    from MambaSegLib.errors import MambaSegError
 
+    try:
+        resolve_device(options.device)
+    except MambaSegError as error:
+        print(error)
+        return error.exit_code
     chosen = [options.only] if options.only else [name for name in CASES if options.ct or name != "abdominal CT"]
     rows: list[Row] = []
     for name in chosen:
@@ -173,7 +180,8 @@ def main() -> None:
     text = f"{table(rows)}\n\nMedians of {options.repeats}. {where}\n"
     content = {"computer": where, "rows": [asdict(row) for row in rows]}
     publish(options.output, text, content)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

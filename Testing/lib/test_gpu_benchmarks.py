@@ -69,9 +69,42 @@ def test_a_race_tells_medians_failures_and_ratios():
         msg = "too large"
         raise torch.OutOfMemoryError(msg)
 
+    def broken() -> None:
+        msg = "no kernel image\nis available"
+        raise RuntimeError(msg)
+
     settings = measuring.Settings("cpu", repeats=3)
-    rows = measuring.race("case", {"a": lambda: None, "b": hungry, "c": "no GPU"}, settings, {"a": "remark"})
-    assert [(len(row.seconds), row.note) for row in rows] == [(3, "remark"), (0, "out of memory"), (0, "no GPU")]
+    variants = {"a": lambda: None, "b": hungry, "c": "no GPU", "d": broken}
+    rows = measuring.race("case", variants, settings, {"a": "remark"})
+    assert [(len(row.seconds), row.note) for row in rows] == [
+        (3, "remark"),
+        (0, "out of memory"),
+        (0, "no GPU"),
+        (0, "failed: RuntimeError: no kernel image is available"),
+    ]
     table = measuring.markdown([measuring.Row("x", "slow", (2.0, 4.0, 9.0)), measuring.Row("x", "fast", (1.0,))])
     assert "| x | slow | 4000.00 | 1.00 | 0.00 |" in table
     assert "| x | fast | 1000.00 | 4.00 | 0.00 |" in table
+
+
+def test_a_brief_variant_is_timed_when_it_runs_a_second_time_in_a_row():
+    """As the first one after another variant it would pay for what that left in the processor's caches."""
+    measuring = loaded("measuring")
+    order = []
+    settings = measuring.Settings("cpu", repeats=2)
+    measuring.race("case", {name: lambda name=name: order.append(name) for name in "ab"}, settings)
+    assert "".join(order) == "aabb" + 2 * "aabb"  # compiles, and is asked for its peak memory; then two rounds
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("script", "options", "code"),
+    [("bench_gpu", (), 0), ("bench_gpu", ("--device", "cuda"), 3), ("bench_volume", ("--device", "cuda"), 3)],
+)
+def test_without_a_gpu_a_benchmark_says_so_in_one_line_and_measures_nothing(tmp_path, script, options, code):
+    command = [sys.executable, BENCHMARKS / f"{script}.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == code
+    assert done.stdout.startswith("the device cuda is not there")
+    assert not done.stderr
+    assert not list(tmp_path.iterdir())

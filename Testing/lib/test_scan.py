@@ -363,6 +363,22 @@ def test_auto_is_the_first_available_backend_and_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [f"scan backend on cpu: {AVAILABLE[0]}"]
 
 
+def test_a_backend_asked_for_by_name_is_probed_once_if_it_can_run_and_again_if_it_cannot(monkeypatch):
+    from MambaSegLib.scan import pytorch_backend
+
+    answers, asked = ["the GPU is busy", None], []
+
+    def why_unavailable(device: str, needs_gradient: bool) -> str | None:
+        asked.append(device)
+        return answers.pop(0)
+
+    monkeypatch.setattr(pytorch_backend, "why_unavailable", why_unavailable)
+    with pytest.raises(BackendUnavailableError, match="busy"):
+        resolve_backend("pytorch", "meta:9")
+    assert [resolve_backend("pytorch", "meta:9") for _ in range(3)] == 3 * ["pytorch"]
+    assert asked == 2 * ["meta:9"]
+
+
 def test_pytorch_is_available_on_any_device():
     assert resolve_backend("pytorch", "meta", needs_gradient=True) == "pytorch"
 

@@ -439,16 +439,27 @@ def test_what_was_measured_is_remembered_by_gpu_and_a_damaged_file_is_passed_ove
     triton_tuning._measured.cache_clear()
 
 
-def test_every_kernel_compiles_without_a_gpu_and_the_forward_ones_spill_no_registers(tmp_path):
-    """In a process of its own: this one interprets, and accepts Python that the compiler does not."""
-    script = ROOT / "Testing" / "benchmarks" / "gpu" / "triton_code.py"
-    options = ["--stages", "s1n16", "--architectures", "80", "--output", tmp_path / "code"]
+def compiled(folder: Path, script: str, *options: str | Path) -> str:
+    """What a script that compiles the kernels prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, script, *options], capture_output=True, text=True, check=False,
-        env=environment | {"HOME": str(tmp_path)},
+        [sys.executable, ROOT / "Testing" / "benchmarks" / "gpu" / script, *options],
+        capture_output=True, text=True, check=False, env=environment | {"HOME": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_calls_compile_whatever_the_types_steps_and_addresses_of_their_tensors(tmp_path):
+    """The launcher itself decides what is compiled: steps that are 1, steps of 64 bits, a type for each tensor."""
+    calls = ("types_of_their_own", "no_common_divisors", "one_channel_and_one_state", "steps_of_64_bits", "layer")
+    printed = compiled(tmp_path, "dry_run.py", "--architectures", "80", "--only", *calls)
+    assert [line.split()[1].rstrip(":") for line in printed.splitlines()] == list(calls)
+
+
+def test_every_kernel_compiles_without_a_gpu_and_the_forward_ones_spill_no_registers(tmp_path):
+    """In a process of its own: this one interprets, and accepts Python that the compiler does not."""
+    compiled(tmp_path, "triton_code.py", "--stages", "s1n16", "--architectures", "80", "--output", tmp_path / "code")
     codes = json.loads((tmp_path / "code.json").read_text())
     backward = {"chunk_leaving", "chunk_gradients", "join_parts", "convolve_gradients"}
     norms = {"add_norm", "add_norm_gradients", "sum_paths", "sum_paths_gradients"}
