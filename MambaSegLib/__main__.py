@@ -14,7 +14,7 @@ from MambaSegLib import __version__
 from MambaSegLib.commands import batch, doctor, models, networks, remote, remote_job, segment, view
 from MambaSegLib.commands.failures import guarded
 from MambaSegLib.commands.parsing import Parser
-from MambaSegLib.commands.reporting import Reporter, reporter
+from MambaSegLib.commands.reporting import Reporter, open_missing_streams, reporter
 from MambaSegLib.idle_threads import let_idle_threads_sleep
 
 _DESCRIPTION = """3D medical image segmentation with Mamba U-Nets.
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     let_idle_threads_sleep()
+    open_missing_streams()
     # Known before the line is parsed, so that usage errors are events as well.
     with reporter(events="--events" in words, verbose="--verbose" in words) as chosen:
         return guarded(lambda: _run(words, chosen), chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 from MambaSegLib.errors import InputError
 from MambaSegLib.itk_files import import_simpleitk
 from MambaSegLib.plan import Triple
+from MambaSegLib.raw_image import check_readable
 
 MAX_FILES = 50_000
 """More files than any study has: a folder like a home directory was given by mistake."""
@@ -94,18 +96,22 @@ def scan_folder(folder: Path) -> tuple[list[DicomFile], list[Path]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = []
-    try:
-        for path in folder.rglob("*"):
-            if path.is_file() and path.name != "DICOMDIR" and not path.name.startswith("."):
-                files.append(path)
-            if len(files) > MAX_FILES:
-                msg = f"{folder} holds more than {MAX_FILES} files; give the folder of one patient's study"
-                raise InputError(msg)
-    except OSError as error:
-        msg = f"{folder} cannot be read: {error}; change its permissions or copy it"
-        raise InputError(msg) from None
+    files: list[Path] = []
+    for place, _, names in os.walk(folder, onerror=_refuse):  # Path.rglob passes over what it may not read
+        paths = (Path(place, name) for name in names if name != "DICOMDIR" and not name.startswith("."))
+        files += (path for path in paths if path.is_file())
+        if len(files) > MAX_FILES:
+            msg = f"{folder} holds more than {MAX_FILES} files; give the folder of one patient's study"
+            raise InputError(msg)
+    for path in files:
+        check_readable(path, empty=True)
     return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that may not be read could hold the rest of the series."""
+    msg = f"{error.filename} cannot be read: {error.strerror}; change its permissions or copy it"
+    raise InputError(msg)
 
 
 def has_dicom_magic(path: Path) -> bool:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
-from MambaSegLib.errors import InputError
+from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array, Box, Geometry, Reorientation
+from MambaSegLib.machine import memory_bytes
 from MambaSegLib.normalization import normalize
 from MambaSegLib.plan import IntTriple, Plan
 from MambaSegLib.resampling import coarse_axis, resample_classes, resample_image, resampled_shape
 from MambaSegLib.volume import Labels, Volume
+
+LARGEST = 1e37
+"""Intensities beyond it would overflow float32 in normalization or resampling; no scanner comes near."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,22 @@ def preprocess(volume: Volume, plan: Plan, *, roi: Box | None = None) -> Preproc
 
     Raises:
         InputError: If channels are missing, voxels are not finite, or `roi` reaches beyond the volume.
+        EnvironmentProblemError: If the volume has more voxels at the plan's spacing than this computer's memory holds.
     """
     volume = select_channels(volume, plan)
     undo = _plan_undo(volume, plan, roi)
+    _check_fits(volume.name, undo, plan)
     # A copy of the cropped part only: normalization works in place. What overflows is refused below.
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         image = np.array(undo.view(volume.array), dtype=np.float32, order="C")
-    if not all(np.isfinite(part).all() for channel in image for part in channel):
-        msg = f"{volume.name}: holds voxels that are not finite numbers (or exceed float32); replace them first, "
-        raise InputError(msg + "e.g. with read_volume(path, replace_nonfinite=0)")
+        low, high = float(image.min()), float(image.max())
+    if not (low >= -LARGEST and high <= LARGEST):  # also where one is NaN
+        msg = (
+            f"{volume.name}: values from {low:g} to {high:g} are no intensities that can be computed with. Correct the "
+            "image; NaN and infinite voxels are replaced by --replace-nonfinite 0, in Python by "
+            "read_volume(path, replace_nonfinite=0)."
+        )
+        raise InputError(msg)
     _normalize_channels(image, plan)
     return Preprocessed(_resample_channels(image, undo, plan), undo)
 
@@ -201,6 +213,22 @@ def _plan_undo(volume: Volume, plan: Plan, roi: Box | None) -> Undo:
     shape = resampled_shape(cropped.shape, cropped.spacing_mm, plan.spacing_mm)
     working = cropped if shape == cropped.shape else cropped.resampled(shape)
     return Undo(volume.geometry, roi, turn, crop, cropped, working)
+
+
+def _check_fits(name: str, undo: Undo, plan: Plan) -> None:
+    """Refuse what no memory of this computer can hold, before the system ends the process for trying."""
+    needed, (memory, _) = 4 * len(plan.channels) * prod(undo.working.shape), memory_bytes()
+    if memory and needed > memory:
+        size = " x ".join(map(str, undo.working.shape))
+        wanted, found = (
+            " x ".join(f"{s:.3g}" for s in spacing) for spacing in (plan.spacing_mm, undo.cropped.spacing_mm)
+        )
+        msg = (
+            f"{name}: at the model's voxel size of {wanted} mm (Z, Y, X) the image has {size} voxels, which take "
+            f"{needed / 2**30:.0f} GiB; there are {memory / 2**30:.0f}. Its own voxels are {found} mm large: check that, "
+            "segment a region of interest, or choose a model for such images."
+        )
+        raise EnvironmentProblemError(msg)
 
 
 def _normalize_channels(image: Array, plan: Plan) -> None:

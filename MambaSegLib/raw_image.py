@@ -45,8 +45,12 @@ class RawImage:
     notices: tuple[str, ...] = ()
 
 
-def check_readable(path: Path) -> int:
+def check_readable(path: Path, *, empty: bool = False) -> int:
     """Size of a file in bytes.
+
+    Args:
+        path: The file.
+        empty: Whether it may be empty.
 
     Raises:
         InputError: If it does not exist, may not be read, is a special file or empty.
@@ -65,7 +69,7 @@ def check_readable(path: Path) -> int:
     if not path.is_file():
         msg = f"{path} is not a file"
         raise InputError(msg)
-    if size == 0:
+    if size == 0 and not empty:
         msg = f"{path} is empty: the copy or download was cut off; get it again"
         raise InputError(msg)
     return size

@@ -108,7 +108,8 @@ def _system_error(error: OSError) -> MambaSegError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return EnvironmentProblemError(f"{where}the disk is full. Free some space and start again.")
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    named_wrongly = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    if named_wrongly or isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return InputError(f"{where}{reason}.")
     if isinstance(error, PermissionError):
         return EnvironmentProblemError(f"{where}{reason}. Choose a place this user may read and write.")

@@ -33,6 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from MambaSegLib.progress import Progress
@@ -166,6 +167,17 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def open_missing_streams() -> None:
+    """Give a program that was started without them standard streams that lead nowhere.
+
+    A scheduler or a Windows program without a console may start it so. Without them printing fails, and files that are
+    opened take their places, in which libraries written in C print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (as long as the program)
 
 
 @contextlib.contextmanager

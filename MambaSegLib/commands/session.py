@@ -101,7 +101,7 @@ def check_outputs(outputs: Outputs, inputs: Inputs, *, force: bool) -> None:
             raise InputError(message)
     if outputs.statistics is not None:
         _check_statistics_path(outputs.statistics)
-    places = [path.resolve() for path in outputs.given()]
+    places = [os.path.realpath(path) for path in outputs.given()]  # Path.resolve fails at a link to itself
     if len(set(places)) != len(places):
         message = "Two outputs have the same name. Give each its own."
         raise InputError(message)
@@ -110,7 +110,7 @@ def check_outputs(outputs: Outputs, inputs: Inputs, *, force: bool) -> None:
         if path.exists() and any(path.samefile(source) for source in input_paths(inputs)):
             message = f"{path} is an input; it is not overwritten. Choose another name for the output."
             raise InputError(message)
-        if path.exists() and not force:
+        if os.path.lexists(path) and not force:  # also a link to nothing
             message = f"{path} exists already. Choose another name, or use --force to replace it."
             raise InputError(message)
         _check_writable(path.parent)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,6 +161,10 @@ def test_a_region_given_in_ras_is_the_region_segmented(
         (["segment", "{tmp}", "-o", "{tmp}/o.nii.gz"], 2, ""),
         (["segment"], 2, "the following arguments are required: INPUT, -o/--output"),
         ([], 2, "the following arguments are required: COMMAND"),
+        (["segment", "{image}", "-o", "{tmp}/loop.nii.gz"], 2, "loop.nii.gz exists already"),
+        (["segment", "{image}", "-o", "{tmp}/dead.nii.gz"], 2, "dead.nii.gz exists already"),
+        (["segment", "{tmp}/loop.nii.gz", "-o", "{tmp}/o.nii.gz"], 2, "loop.nii.gz does not exist"),
+        (["segment", "{image}", "-o", "{tmp}/" + "x" * 300 + ".nii.gz"], 2, "File name too long"),
         (["models", "show", "nothing"], 2, 'There is no model "nothing"'),
         (["models", "remove", "nothing"], 2, 'There is no installed model "nothing"'),
         (["models", "install", "ftp://example.org/m.zip"], 2, 'not from "ftp:"'),
@@ -177,6 +182,8 @@ def test_what_cannot_work_ends_with_its_code_and_a_message_before_any_output(
 ) -> None:
     if "cuda" in " ".join(words) or "mamba_ssm" in words:
         _skip_with_cuda()
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / "dead.nii.gz").symlink_to("nowhere")
     before = sorted(tmp_path.rglob("*"))
     given = [word.format(tmp=tmp_path, image=image) for word in words]
     chosen = model if words[:1] in (["segment"], ["batch"]) and len(words) > 1 else ()
@@ -422,6 +429,19 @@ def test_a_signal_the_process_was_started_to_ignore_stays_ignored() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "went on\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file descriptors are inherited otherwise there")
+@pytest.mark.parametrize("missing", [(2,), (0, 1, 2)])
+def test_a_program_started_without_standard_streams_works(
+    tmp_path: Path, image: Path, model: tuple[str, ...], missing: tuple[int, ...]
+) -> None:
+    closed = " ".join(f"{number}>&-" for number in missing)
+    words = ["segment", image, "-o", tmp_path / "o.nii.gz", *model, *QUICK]
+    command = shlex.join([sys.executable, "-m", "MambaSegLib", *map(str, words)])
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_labels(tmp_path / "o.nii.gz").geometry.is_close(GRID)
 
 
 def test_letters_no_code_page_knows_do_not_end_the_work(tmp_path: Path, model: tuple[str, ...]) -> None:

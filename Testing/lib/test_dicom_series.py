@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +221,31 @@ def test_structure_sets_and_segmentations_beside_the_images_are_left_out_and_tol
         assert name in notices[0]
         with pytest.raises(InputError, match="no image to segment"):
             read_volume(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    (tmp_path / "07.dcm").rename(tmp_path / "IM0001")
+    readable = os.access
+    # Root may read everything, whatever a file's permissions.
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "IM0001" and readable(path, mode))
+    with pytest.raises(InputError, match="IM0001 may not be read by this user"):
+        read_volume(tmp_path)
+
+
+def test_a_folder_in_the_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    (tmp_path / "more").mkdir()
+    scan = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "more":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"more cannot be read: Permission denied; change its permissions"):
+        read_volume(tmp_path)
 
 
 def test_folders_without_images_are_refused(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from MambaSegLib.errors import InputError
+from MambaSegLib import preprocessing
+from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.plan import Channel, Label, NetworkPlan, Normalization, Plan
 from MambaSegLib.preprocessing import nonzero_box, preprocess, preprocess_with_labels
 from MambaSegLib.resampling import LINEAR, TIE, coarse_axis, resample_classes, resample_image, resampled_shape
@@ -283,12 +284,35 @@ def test_missing_or_foreign_channels_are_refused_with_the_expected_ones_listed(n
         preprocess(axial(array, channels=names), make_plan(names=("T1", "T2")))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_values_that_are_no_numbers_are_refused(value):
-    array = np.zeros((2, 2, 2))
-    array[1, 0, 1] = value
-    with pytest.raises(InputError, match="not finite"):
-        preprocess(axial(array), make_plan())
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, 3e38, -3e38])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_values_that_cannot_be_computed_with_are_refused(value, kind):
+    array = np.zeros((2, 2, 2), kind)
+    with np.errstate(over="ignore"):
+        array[1, 0, 1] = value
+    with pytest.raises(InputError, match=r"no intensities that can be computed with.*--replace-nonfinite"):
+        preprocess(axial(array), make_plan(normalization=Normalization("zscore")))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scheme", ["zscore", "rescale"])
+def test_values_as_large_as_are_let_through_are_normalized(scheme):
+    array = noise((4, 5, 6))
+    huge = np.sign(array) * np.float32(1e37)
+    prepared = preprocess(axial(huge), make_plan((0.7, 0.8, 0.9), Normalization(scheme))).array
+    expected = preprocess(axial(np.sign(array)), make_plan((0.7, 0.8, 0.9), Normalization(scheme))).array
+    np.testing.assert_allclose(prepared, expected, atol=1e-5)
+
+
+def test_an_image_that_no_memory_could_hold_at_the_models_spacing_is_refused_with_both_spacings(monkeypatch):
+    monkeypatch.setattr(preprocessing, "memory_bytes", lambda: (2**30, 2**29))
+    volume = axial(noise((4, 4, 4)), spacing=(900.0, 900.0, 900.0))
+    with pytest.raises(
+        EnvironmentProblemError, match=r"3600 x 3600 x 3600 voxels.*174 GiB.*voxels are 900 x 900 x 900 mm"
+    ):
+        preprocess(volume, make_plan())
+    monkeypatch.setattr(preprocessing, "memory_bytes", lambda: (0, 0))  # unknown
+    assert preprocess(axial(noise((4, 4, 4))), make_plan((0.5, 0.5, 0.5))).array.shape == (1, 8, 8, 8)
 
 
 def test_a_region_beyond_the_volume_is_refused():
