@@ -6,29 +6,19 @@ and an archive with anything that has no business in a model (a path that climbs
 
 from __future__ import annotations
 
-import contextlib
 import re
-import stat
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from MambaSegLib.errors import BundleError
+from MambaSegLib.nnunet.files import is_trained_nnunet
+from MambaSegLib.safe_zip import MIB, WRITTEN_BY_FILE_MANAGERS, SafeZip, exactly
 
 MANIFEST_FILE = "bundle.json"
 CARD_FILE = "MODEL_CARD.md"
-MIB = 1024**2
 MAX_ENTRIES = 200
 MAX_TOTAL_BYTES = 16 * 1024 * MIB
-MAX_RATIO = 100
-"""Weights hardly compress and text compresses about tenfold; a thousandfold is an archive made to fill a disk."""
-_RATIO_MATTERS_BYTES = MIB
-_MAX_DIRECTORY_BYTES = MIB
-_END_SEARCHED_BYTES = 2**16 + 22 + 76
-_WRITTEN_BY_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _FILE_LIMITS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"bundle\.json"), 4 * MIB),
     (re.compile(r"MODEL_CARD\.md"), 4 * MIB),
@@ -100,7 +90,7 @@ class FolderFiles:
         """Whole content of a file."""
         expected = self.size(name)
         with (self.path / name).open("rb") as stream:
-            return _exactly(stream.read(expected + 1), expected, name)
+            return exactly(stream.read(expected + 1), expected, name)
 
 
 class ZipFiles:
@@ -109,11 +99,11 @@ class ZipFiles:
     def __init__(self, path: Path) -> None:
         """List the archive; raises BundleError if it holds what it may not hold."""
         self.path = path
-        with _refuse_damage(f"{path.name} is not a .zip archive that can be read"):
-            _check_directory_size(path)
-            with zipfile.ZipFile(path) as archive:
-                self._entries = _checked_entries(path, archive.infolist())
-        self._sizes = {name: entry.file_size for name, entry in self._entries.items()}
+        self._archive = SafeZip(path, MAX_ENTRIES)
+        top = _top_folder(self._archive.names)
+        self._stored = {name.removeprefix(top): name for name in self._archive.names}
+        _check_names(path, self._stored)
+        self._sizes = {name: self._archive.size(stored) for name, stored in self._stored.items()}
         _check_sizes(path, self._sizes)
 
     def names(self) -> tuple[str, ...]:
@@ -126,48 +116,8 @@ class ZipFiles:
 
     def read(self, name: str) -> bytes:
         """Whole content of a file."""
-        expected = self.size(name)
-        with (
-            _refuse_damage(f"{name} in {self.path.name} is damaged"),
-            zipfile.ZipFile(self.path) as archive,
-            archive.open(self._entries[name]) as stream,
-        ):
-            return _exactly(stream.read(expected + 1), expected, name)
-
-
-@contextlib.contextmanager
-def _refuse_damage(what: str) -> Iterator[None]:
-    """Turn what `zipfile` raises on damaged bytes into a message; found by damaging archives at random."""
-    try:
-        yield
-    except (BundleError, FileNotFoundError, PermissionError):
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, LookupError) as error:
-        message = f"{what}: {error}. Download the model again."
-        raise BundleError(message) from None
-    except (OSError, OverflowError) as error:  # a position before the start or far beyond the end of the file
-        message = f"{what}: {error}. Download the model again."
-        raise BundleError(message) from None
-
-
-def _check_directory_size(path: Path) -> None:
-    """Refuse an archive whose directory would fill the memory: `zipfile` reads it whole before anything can be counted.
-
-    Finds the end record as `zipfile` does: at the very end, or before a comment; a zip64 record lies just before it.
-    """
-    with path.open("rb") as stream:
-        length = stream.seek(0, 2)
-        stream.seek(max(0, length - _END_SEARCHED_BYTES))
-        tail = stream.read()
-    at = len(tail) - 22
-    if tail[at : at + 4] != b"PK\5\6" or tail[-2:] != b"\0\0":
-        at = tail.rfind(b"PK\5\6")
-    size = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if at >= 76 and tail[at - 76 : at - 72] == b"PK\6\6":
-        size = int.from_bytes(tail[at - 36 : at - 28], "little")
-    if at >= 0 and size > _MAX_DIRECTORY_BYTES:
-        message = f"{path.name} holds far more files than a model. It is refused."
-        raise BundleError(message)
+        self.size(name)
+        return self._archive.read(self._stored[name])
 
 
 def _folder_names(path: Path) -> list[str]:
@@ -177,7 +127,7 @@ def _folder_names(path: Path) -> list[str]:
         if entry.is_symlink():
             message = f"{name} in {path} is a link. Put the file itself into the folder."
             raise BundleError(message)
-        if entry.is_dir() or entry.name in _WRITTEN_BY_FILE_MANAGERS:
+        if entry.is_dir() or entry.name in WRITTEN_BY_FILE_MANAGERS:
             continue
         if not entry.is_file():
             message = f"{name} in {path} is no ordinary file. Put the file itself into the folder."
@@ -195,48 +145,7 @@ def _entries_of(path: Path) -> list[Path]:
     return entries
 
 
-def _checked_entries(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    if len(infos) > MAX_ENTRIES:
-        message = f"{path.name} holds more than {MAX_ENTRIES} files. It is not a model."
-        raise BundleError(message)
-    wanted = [info for info in infos if not _written_by_system(info.filename)]
-    for info in wanted:
-        _check_entry(path, info)
-    files = [info for info in wanted if not info.is_dir()]
-    top = _top_folder([info.filename for info in files])
-    entries = {info.filename.removeprefix(top): info for info in files}
-    if len({info.filename.lower() for info in files}) != len(files):
-        message = f"{path.name} holds two files of the same name. It is refused."
-        raise BundleError(message)
-    _check_names(path, entries)
-    return entries
-
-
-def _written_by_system(name: str) -> bool:
-    """Whether an entry is a file manager's own (macOS, Windows): passed over, never unpacked."""
-    return name.startswith("__MACOSX/") or name.rpartition("/")[2] in _WRITTEN_BY_FILE_MANAGERS
-
-
-def _check_entry(path: Path, info: zipfile.ZipInfo) -> None:
-    # `orig_filename` is what the archive says; `filename` is already adapted to this system (backslashes, null bytes).
-    shown = info.orig_filename[:100].encode("unicode_escape").decode("ascii")
-    parts = info.orig_filename.removesuffix("/").split("/")
-    if set("\0\\:") & set(info.orig_filename) or {"", ".", ".."} & set(parts):
-        message = f'{path.name} holds an unsafe path, "{shown}". It is refused.'
-        raise BundleError(message)
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        message = f'{path.name} holds a link or a special file, "{shown}". It is refused.'
-        raise BundleError(message)
-    if info.flag_bits & 0x1:
-        message = f"{path.name} is encrypted. Unpack it and give the folder."
-        raise BundleError(message)
-    if info.file_size > max(_RATIO_MATTERS_BYTES, MAX_RATIO * info.compress_size):
-        message = f'{path.name} unpacks to more than {MAX_RATIO} times its size at "{shown}". It is refused.'
-        raise BundleError(message)
-
-
-def _top_folder(names: list[str]) -> str:
+def _top_folder(names: Sequence[str]) -> str:
     """The one folder that holds all files, with its slash; "" if they lie at the top."""
     tops = {name.partition("/")[0] for name in names if "/" in name}
     manifests = [name for name in names if name.rpartition("/")[2] == MANIFEST_FILE]
@@ -249,6 +158,8 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
     listed = list(names)
     if MANIFEST_FILE not in listed:
         message = f"{path} holds no {MANIFEST_FILE}. It is not a MambaSegmentation model."
+        if is_trained_nnunet(path, listed):
+            message = f"{path} is a model of nnU-Net. Convert it first: mambaseg models convert {path} -o BUNDLE"
         raise BundleError(message)
     for name in listed:
         if max_bytes(name) is None:
@@ -273,10 +184,3 @@ def _stated_size(path: Path, sizes: dict[str, int], name: str) -> int:
         message = f"{name} is missing from {path}. Download or export the model again."
         raise BundleError(message)
     return sizes[name]
-
-
-def _exactly(data: bytes, expected: int, name: str) -> bytes:
-    if len(data) != expected:
-        message = f"{name} does not have the {expected} bytes it should have. Download the model again."
-        raise BundleError(message)
-    return data

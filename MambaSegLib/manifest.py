@@ -6,6 +6,7 @@ The records are stored with the codec of `schema.py`; `manifest_check.py` refuse
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Literal
 
 from MambaSegLib.plan import Plan
@@ -18,6 +19,9 @@ Counts up when an older program could misread a newer file. A new optional key a
 refused, because a setting that is not understood is a setting that is not applied."""
 
 WeightType = Literal["float32", "float16"]
+
+_NOT_MEASURED = "none"
+"""Name of what stands in the place of a metric."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,21 @@ class Metric:
     ci_low: float | None = None
     ci_high: float | None = None
     protocol: str = ""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there are numbers; else the definition alone is to be shown, which says why there are none."""
+        return self.name != _NOT_MEASURED
+
+
+def not_measured(reason: str) -> Metric:
+    """What stands in the place of the metrics of a model whose quality nobody measured."""
+    return Metric(_NOT_MEASURED, reason, "mean", 0.0, 0.0, 1)
+
+
+def utc_now() -> str:
+    """Date and time as `Provenance.created` has it: ISO 8601, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def _regions(plan: Plan) -> Iterable[str]:
 
 def _metrics(metrics: Iterable[Metric]) -> str:
     listed = list(metrics)
+    if not any(metric.is_measured for metric in listed):
+        return "\n\n".join(["## Measured quality", *(metric.definition for metric in listed)])
     rows = [
         f"| {_cell(metric.name)} | {_cell(metric.label)} | {_number(metric)} | {_interval(metric)} | {metric.n} | "
         f"{metric.excluded} | {_cell(metric.protocol)} |"

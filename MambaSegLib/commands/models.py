@@ -1,4 +1,4 @@
-"""`mambaseg models`: list, show, install and remove trained models."""
+"""`mambaseg models`: list, show, install, convert and remove trained models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.bundle import load_bundle
-from MambaSegLib.commands.parsing import add_models_dir, add_reporting
+from MambaSegLib.commands.parsing import add_models_dir, add_reporting, fold_list
 from MambaSegLib.commands.reporting import Reporter
 from MambaSegLib.manifest import BundleManifest
 from MambaSegLib.model_card import DISCLAIMER, model_card
@@ -20,7 +20,7 @@ from MambaSegLib.schema import to_json
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand and its own."""
-    parser = subparsers.add_parser("models", help="list, show, install and remove models", description=__doc__)
+    parser = subparsers.add_parser("models", help="list, show, install, convert and remove models", description=__doc__)
     parser.set_defaults(run=run_list, json=False, models_dir=None)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     listing = actions.add_parser("list", help="list models and where they are (the default)")
@@ -36,11 +36,39 @@ def add_parser(subparsers: Any) -> None:
     install.add_argument("--force", action="store_true", help="replace an installed model of the same name")
     add_reporting(install)
     install.set_defaults(run=run_install)
+    _add_convert(actions)
     remove = actions.add_parser("remove", help="delete an installed model")
     remove.add_argument("name", metavar="NAME")
     remove.set_defaults(run=run_remove)
     for action in (listing, show, install, remove):
         add_models_dir(action)
+
+
+def _add_convert(actions: Any) -> None:
+    convert = actions.add_parser(
+        "convert",
+        help="make a model of one that nnU-Net v2 trained",
+        description="Make a model of one that nnU-Net v2 trained (3d_fullres or 3d_lowres). What could not be computed exactly as "
+        "nnU-Net plans it is refused, and nothing in the files is run.",
+    )
+    convert.add_argument(
+        "source", type=Path, metavar="INPUT", help="nnU-Net's folder with plans.json and fold_0, or an exported .zip"
+    )
+    convert.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder or .zip to write")
+    convert.add_argument("--license", default="", metavar="TEXT", help="license of the weights, e.g. CC-BY-4.0")
+    convert.add_argument(
+        "--orientation",
+        default="",
+        metavar="IMAGE|LPS",
+        help="how the training images were stored: one of them, or where their axes x, y, z point (LPS: most DICOM, RAS: most "
+        "NIfTI); needed unless nnU-Net's reader turned them",
+    )
+    convert.add_argument("--configuration", default="", metavar="NAME", help="which, if there are several")
+    convert.add_argument("--folds", type=fold_list, metavar="all|0,1", help="which (default: all)")
+    convert.add_argument("--name", default="", help="of the model (default: nnunet.DATASET)")
+    convert.add_argument("--force", action="store_true", help="replace a model that is there")
+    add_reporting(convert)
+    convert.set_defaults(run=run_convert)
 
 
 def run_list(arguments: argparse.Namespace, reporter: Reporter) -> int:
@@ -86,6 +114,36 @@ def run_install(arguments: argparse.Namespace, reporter: Reporter) -> int:
     )
     reporter.result(f"Installed {model.name} in {model.path}\n{DISCLAIMER}", name=model.name, path=str(model.path))
     return 0
+
+
+def run_convert(arguments: argparse.Namespace, reporter: Reporter) -> int:
+    """Convert a model of nnU-Net."""
+    from MambaSegLib.nnunet.convert import Choices, convert_nnunet
+
+    choices = Choices(
+        orientation=_orientation(arguments.orientation),
+        weights_license=arguments.license,
+        configuration=arguments.configuration,
+        folds=arguments.folds or (),
+        name=arguments.name,
+    )
+    bundle = convert_nnunet(
+        arguments.source, arguments.output, choices, force=arguments.force, on_progress=reporter.progress
+    )
+    if not arguments.license:
+        reporter.log("warning", "The license of the weights is not stated. Ask those who trained the model.")
+    text = f"Converted {bundle.name} to {bundle.path}; its quality was not measured here.\n{DISCLAIMER}"
+    reporter.result(text, name=bundle.name, path=str(bundle.path), folds=list(bundle.fold_indices))
+    return 0
+
+
+def _orientation(text: str) -> str:
+    """Directions of the axes (x, y, z), from letters or from an image."""
+    if len(text) == 3 or not text:
+        return text.upper()
+    from MambaSegLib.volume_io import read_volume
+
+    return read_volume(text).geometry.orientation[::-1]
 
 
 def run_remove(arguments: argparse.Namespace, reporter: Reporter) -> int:

@@ -14,7 +14,7 @@ Every event has the key "event":
         "labels": [{"value", "name", "voxels", "volume_ml"}], "regions": the same for structures of several labels, with
         a value such as "1+2+3". `batch`: one per case with "case", "status" ("done", "skipped", "failed"), "message" and
         "output", and a last one with "cases", "done", "skipped", "failed" and "outcomes" (path of the table). `models
-        install`: "name", "path". `doctor`: what its --json prints.
+        install`: "name", "path". `models convert`: the same and "folds". `doctor`: what its --json prints.
     {"event": "error", "code": 2, "kind": "InputError", "message": "..."}
         The last event of work that failed; code is the exit code: 2 bad input or usage, 3 environment, 130 cancelled,
         1 a defect of the program.

@@ -82,6 +82,8 @@ def _labelHtml(label: Label) -> str:
 
 def _accuracyHtml(metrics: Sequence[Metric]) -> str:
     """The figures, then what they mean, once each."""
+    if metrics and not any(metric.is_measured for metric in metrics):
+        return "<br>".join(escape(metric.definition) for metric in metrics)
     # What holds for all structures comes first: it is what a person compares.
     lines = [_metricText(metric) for metric in sorted(metrics, key=lambda metric: metric.label != "mean")]
     definitions = dict.fromkeys(f"{metric.name}: {metric.definition} {metric.protocol}".strip() for metric in metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from MambaSegLib.plan import Channel, Code, Label, NetworkPlan, Normalization, P
 
 if TYPE_CHECKING:
     from MambaSegLib.bundle import Bundle
+
+sys.path.append(str(Path(__file__).parent / "helpers"))
 
 TINY_NAME = "mamba_unet_unidirectional.tiny"
 

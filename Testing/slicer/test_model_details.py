@@ -8,6 +8,7 @@ from pathlib import Path
 from MambaSegmentationLib.model_details import matches, modelHtml
 
 from MambaSegLib.bundle import load_bundle
+from MambaSegLib.manifest import not_measured
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegLib.plan import Region
 
@@ -29,3 +30,10 @@ def test_the_mean_of_all_structures_comes_first(modelPath: Path) -> None:
     metrics = (replace(mean, label="Anterior"), replace(mean, label="Posterior"), mean)
     html = modelHtml(ListedModel(manifest.name, "installed", modelPath, replace(manifest, metrics=metrics)))
     assert html.index("DSC mean") < html.index("DSC Anterior") < html.index("DSC Posterior")
+
+
+def test_a_model_nobody_measured_shows_a_sentence_and_no_figures(modelPath: Path) -> None:
+    manifest = replace(load_bundle(modelPath).manifest, metrics=(not_measured("Not measured <here>."),))
+    html = modelHtml(ListedModel(manifest.name, "installed", modelPath, manifest))
+    assert "Not measured &lt;here&gt;." in html
+    assert "0.000" not in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 
 import slicer
 from conftest import MODULE_FILE, waitFor
@@ -163,6 +164,16 @@ def test_a_model_is_installed_from_a_file_and_removed(ready, tmp_path, modelPath
     ui.installButton.click()
     assert len(errors) == 1
     assert "bad.zip" in errors[0]
+
+
+def test_whoever_adds_a_model_of_nnunet_is_told_how_to_convert_it(ready, tmp_path):
+    window, ui, errors = ready
+    with zipfile.ZipFile(tmp_path / "exported.zip", "w") as archive:
+        archive.writestr("Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres/plans.json", "{}")
+    window.dialogs.chooseFile = lambda: str(tmp_path / "exported.zip")
+    ui.installButton.click()
+    assert len(errors) == 1
+    assert f"mambaseg models convert {tmp_path / 'exported.zip'}" in errors[0]
 
 
 def test_weights_that_may_not_be_used_for_everything_are_kept_only_if_the_license_is_accepted(

@@ -15,7 +15,6 @@ from MambaSegTraining.case_sources import case_key
 from MambaSegTraining.converters.decathlon import BRAIN_LABELS, BRAIN_REGIONS
 from MambaSegTraining.dataset import DatasetError, read_dataset
 from MambaSegTraining.fingerprint import take_fingerprint
-from MambaSegTraining.label_table import parse_labels
 from MambaSegTraining.losses import cross_entropy, deep_supervision_loss, dice_and_cross_entropy
 from MambaSegTraining.metrics import Structure, score_case, structures_of
 from MambaSegTraining.metrics.legacy import score_case_legacy
@@ -26,6 +25,7 @@ from MambaSegTraining.settings import Settings
 from MambaSegTraining.store import LABELLED, StoredCase, sample_points
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.label_table import parse_labels
 from MambaSegLib.plan import Label, Region
 from MambaSegLib.readout import Readout, exclusive_classes
 from MambaSegLib.schema import from_json

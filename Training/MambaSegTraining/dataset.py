@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.label_table import LabelTable, parse_labels
 from MambaSegLib.plan import Region
-from MambaSegTraining.label_table import LabelTable, parse_labels
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from MambaSegLib.bundle import SCHEMA_VERSION, Bundle, BundleManifest, Metric, Provenance, save_bundle
 from MambaSegLib.errors import InputError
+from MambaSegLib.manifest import not_measured, utc_now
 from MambaSegTraining.component_selection import final_plan, final_scores, select_components
 from MambaSegTraining.files import load_weights, read_json
 from MambaSegTraining.fold_training import BEST_FILE, ENVIRONMENT_FILE
 from MambaSegTraining.leakage_record import checked_leakage, describe_leakage
 from MambaSegTraining.metrics import DEFINITIONS, summarize_scores
 from MambaSegTraining.metrics.summary import shown_labels
-from MambaSegTraining.provenance import Environments, utc_now
+from MambaSegTraining.provenance import Environments
 from MambaSegTraining.recipe import Recipe
 from MambaSegTraining.run_folder import RECIPE_FILE, RunFolder
 from MambaSegTraining.scores import pooled, protocol, read_scores
@@ -95,7 +96,7 @@ def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:
         plan=run.read_plan(),
         folds=(),
         provenance=provenance,
-        metrics=(Metric("none", "Not measured yet.", "mean", 0.0, 0.0, 1),),
+        metrics=(not_measured("Not measured yet."),),
         intended_use=WORKING_COPY,
         limits=WORKING_COPY,
     )

@@ -9,13 +9,13 @@ from math import prod
 import numpy as np
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.label_table import plain_label
 from MambaSegLib.manifest_check import plan_problems
 from MambaSegLib.networks import NETWORKS, fit_patch, resolve_plan
 from MambaSegLib.plan import (
     Channel,
     Fingerprint,
     IntensityRange,
-    IntTriple,
     Label,
     NetworkPlan,
     Normalization,
@@ -35,10 +35,6 @@ AXES = ("SI", "PA", "LR")
 """Anatomical axes in the order of an axial stack; the first letter is the direction plans grow in."""
 ANISOTROPY_THRESHOLD = 3
 MASKED_BELOW = 0.75
-COLORS: tuple[IntTriple, ...] = (
-    (216, 101, 79), (128, 174, 128), (241, 214, 145), (177, 122, 101), (111, 184, 210), (221, 130, 101),
-    (144, 238, 144), (192, 104, 88), (220, 245, 20), (78, 63, 0), (255, 250, 220), (230, 220, 70), (200, 200, 235),
-)  # fmt: skip
 
 
 def make_plan(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings) -> Plan:
@@ -212,10 +208,7 @@ def _labels(dataset: Dataset, settings: Settings) -> tuple[Label, ...]:
     if unknown:
         msg = f"The configuration describes the labels {unknown}; {dataset.name} has {sorted(dataset.labels)}."
         raise InputError(msg)
-    return tuple(
-        given.get(value) or Label(value, name, COLORS[(value - 1) % len(COLORS)])
-        for value, name in dataset.labels.items()
-    )
+    return tuple(given.get(value) or plain_label(value, name) for value, name in dataset.labels.items())
 
 
 def _plan_fingerprint(dataset: Dataset, fingerprint: DatasetFingerprint, axes: Sequence[int]) -> Fingerprint:

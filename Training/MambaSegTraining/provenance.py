@@ -6,11 +6,11 @@ import platform
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from MambaSegLib import __version__
+from MambaSegLib.manifest import utc_now
 
 PACKAGES = ("torch", "numpy", "numba", "SimpleITK", "batchgeneratorsv2", "mamba_ssm", "triton")
 
@@ -64,11 +64,6 @@ def describe_environment(seed: int, device: str, scan: str) -> Environment:
         software=software_versions(),
         platform=platform.platform(),
     )
-
-
-def utc_now() -> str:
-    """Date and time in ISO 8601, to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def code_version() -> str:

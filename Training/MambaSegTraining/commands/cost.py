@@ -60,13 +60,14 @@ def add_cost(step: AddStep) -> None:
 
 def run_cost(options: argparse.Namespace) -> int:
     """Step `cost`."""
+    from MambaSegLib.manifest import utc_now
     from MambaSegTraining.costs.compute import cost_of
     from MambaSegTraining.costs.counting import CONVENTION
     from MambaSegTraining.costs.plot import Point, draw_costs, mean_dsc
     from MambaSegTraining.costs.records import CostReport, write_cost
     from MambaSegTraining.costs.tables import as_markdown
     from MambaSegTraining.files import write_json, write_text
-    from MambaSegTraining.provenance import code_version, utc_now
+    from MambaSegTraining.provenance import code_version
 
     settings = _measure_settings(options)
     if options.output is not None:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from MambaSegLib.atomic import new_folder
 from MambaSegLib.errors import EnvironmentProblemError, InputError
+from MambaSegLib.label_table import BACKGROUND
 from MambaSegLib.plan import Region
 from MambaSegTraining.converters.nifti_frames import write_frame
 from MambaSegTraining.converters.straight_headers import straighten
 from MambaSegTraining.files import read_json, write_json, write_text
-from MambaSegTraining.label_table import BACKGROUND
 
 ENDING = ".nii.gz"
 RECORD_FILE = "conversion.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.manifest import utc_now
 from MambaSegTraining.comparison import PairedComparison, compare_models
 from MambaSegTraining.files import write_json, write_text
 from MambaSegTraining.largest_component import ComponentChoice
@@ -14,7 +15,6 @@ from MambaSegTraining.metrics.definitions import DEFINITIONS, LEGACY_DEFINITIONS
 from MambaSegTraining.metrics.legacy import LegacyScore
 from MambaSegTraining.metrics.scores import LabelScore, Structure
 from MambaSegTraining.metrics.summary import MetricSummary, summarize_scores
-from MambaSegTraining.provenance import utc_now
 from MambaSegTraining.report.page import page
 from MambaSegTraining.report.paper_table import as_markdown, paper_table
 from MambaSegTraining.report.records import Cost, ModelRun

@@ -12,9 +12,14 @@ from typing import Any
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.manifest_check import region_problems
-from MambaSegLib.plan import Region
+from MambaSegLib.plan import IntTriple, Label, Region
 
 BACKGROUND, IGNORE = "background", "ignore"
+COLORS: tuple[IntTriple, ...] = (
+    (216, 101, 79), (128, 174, 128), (241, 214, 145), (177, 122, 101), (111, 184, 210), (221, 130, 101),
+    (144, 238, 144), (192, 104, 88), (220, 245, 20), (78, 63, 0), (255, 250, 220), (230, 220, 70), (200, 200, 235),
+)  # fmt: skip
+"""Of structures nobody has chosen a color for, in their order and then again from the start."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ def parse_labels(description: Mapping[str, Any]) -> LabelTable:
     regions = _regions(entries, description.get("regions_class_order"), values)
     given = {int(value): str(name) for value, name in dict(description.get("label_names") or {}).items()}
     return LabelTable({value: given.get(value) or name_of(value, regions) for value in values}, regions, ignore_value)
+
+
+def plain_label(value: int, name: str) -> Label:
+    """A structure of which no more is known than its name."""
+    return Label(value, name, COLORS[(value - 1) % len(COLORS)])
 
 
 def name_of(value: int, regions: Sequence[Region]) -> str:

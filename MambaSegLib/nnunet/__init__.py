@@ -1,0 +1,1 @@
+"""Models trained with nnU-Net v2, made into bundles: `convert.convert_nnunet`."""
