@@ -41,8 +41,8 @@ class ModelSection:
         self._drops = _ModelDrops(self._installDropped)
         for widget in (ui.modelGroup, ui.modelDetails):
             widget.setAcceptDrops(True)
+        for widget in self._dropTargets():
             widget.installEventFilter(self._drops)
-        ui.modelDetails.viewport().installEventFilter(self._drops)
         ui.modelSearch.textChanged.connect(lambda *_: self._onSearch())
         ui.modelSelector.currentIndexChanged.connect(lambda *_: self._onModel())
         ui.installButton.clicked.connect(lambda *_: self._guarded(lambda: self._install(dialogs.chooseFile())))
@@ -74,6 +74,11 @@ class ModelSection:
         if model is None or model.name != stored:
             self._onSearch()
 
+    def close(self) -> None:
+        """Take no more drops: Qt would ask a filter whose Python may be gone."""
+        for widget in self._dropTargets():
+            widget.removeEventFilter(self._drops)
+
     def accepted(self, model: ListedModel) -> bool:
         """Whether the license of a model is accepted, asking if need be."""
         folder = self._segmenter.folder()
@@ -88,6 +93,9 @@ class ModelSection:
         """An installation from the web has ended well: ask for the license and show the model."""
         model = next(model for model in self._segmenter.models() if model.name == run.modelName)
         self._keep(model)
+
+    def _dropTargets(self) -> tuple[Any, ...]:
+        return self._ui.modelGroup, self._ui.modelDetails, self._ui.modelDetails.viewport()
 
     def _onSearch(self) -> None:
         """Show the models that fit the search, the stored one chosen if it is among them."""

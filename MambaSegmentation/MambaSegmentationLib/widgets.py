@@ -16,6 +16,8 @@ from MambaSegmentationLib.translation import tr as _
 
 _FLAGS_ROLE = int(qt.Qt.UserRole) - 1
 """Role under which Qt keeps whether an entry of a combo box can be chosen."""
+_CHOOSABLE = 1 | 32
+"""Qt's ItemIsSelectable and ItemIsEnabled, which are numbers in PythonQt and objects in PySide6."""
 
 
 class Dialogs:
@@ -68,7 +70,7 @@ def explain(selector: Any, name: str, title: str, problem: str) -> None:
     number = selector.findData(name)
     selector.setItemText(number, f"{title} ({problem})" if problem else title)
     selector.setItemData(number, problem, int(qt.Qt.ToolTipRole))
-    selector.setItemData(number, 0 if problem else None, _FLAGS_ROLE)
+    selector.setItemData(number, 0 if problem else _CHOOSABLE, _FLAGS_ROLE)
 
 
 def setText(edit: Any, text: str) -> None:

@@ -55,6 +55,7 @@ class Window:
         self._choices = Choices()
         self._guiTag: Any = None
         self._began = 0.0
+        self._installing = False
         self.models = ModelSection(self.ui, self._segmenter, self._choices, self.dialogs)
         self.inputs = InputsSection(self.ui, self._choices)
         self.batch = BatchSection(self.ui, self._segmenter, self._choices, self.dialogs)
@@ -113,8 +114,8 @@ class Window:
         """Stop what runs; its processes have ended when this returns."""
         self._timer.stop()
         self.disconnect()
-        self.inputs.close()
-        self.batch.close()
+        for section in (self.models, self.inputs, self.batch):
+            section.close()
         for tag in self._sceneTags:
             slicer.mrmlScene.RemoveObserver(tag)
         self._soon.stop()
@@ -181,6 +182,9 @@ class Window:
         return bool(self._choices.get("tab") == "batch")
 
     def _isBusy(self) -> bool:
+        return self._installing or self._isRunning()
+
+    def _isRunning(self) -> bool:
         return self.run is not None and self.run.state == "running"
 
     def _update(self) -> None:
@@ -189,7 +193,8 @@ class Window:
         ui = self.ui
         ui.applyButton.setEnabled(not busy and not missing)
         ready = _("Segment the images") if self._isBatch() else _("Segment the image")
-        ui.applyButton.setToolTip(_("A segmentation is running") if busy else missing or ready)
+        running = _("Packages are being installed") if self._installing else _("A segmentation is running")
+        ui.applyButton.setToolTip(running if busy else missing or ready)
         self._showCancel()
         ui.undoButton.setEnabled(not busy and self._canUndo())
         for name in ("modelGroup", "modeTabs", "alsoArea", "advancedGroup"):
@@ -198,10 +203,10 @@ class Window:
         self.need.show(None if missing or busy else self._needKey(), missing)
 
     def _showCancel(self) -> None:
-        self.ui.cancelButton.setEnabled(self._isBusy() or self.need.run is not None)
+        self.ui.cancelButton.setEnabled(self._isRunning() or self.need.run is not None)
 
     def _onCancel(self) -> None:
-        if self.run is not None and self._isBusy():
+        if self.run is not None and self._isRunning():
             self.run.cancel()
         self.need.stop()
 
@@ -248,7 +253,14 @@ class Window:
         return run
 
     def _mayInstall(self) -> bool:
-        return self.consents.mayInstall(str(self._choices.get("wheelFolder")).strip(), self.compute.host())
+        # Slicer handles clicks while pip works: a second installation beside the first would break both.
+        self._installing = True
+        self._update()
+        try:
+            return self.consents.mayInstall(str(self._choices.get("wheelFolder")).strip(), self.compute.host())
+        finally:
+            self._installing = False
+            self._update()
 
     def _begin(self, run: Job) -> None:
         self.run, self._began = run, time.monotonic()
@@ -260,7 +272,7 @@ class Window:
             self._timer.stop()
         self._showCancel()
         run = self.run
-        if run is None or not self._isBusy():
+        if run is None or not self._isRunning():
             return
         over = run.poll()
         self.runs.follow(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import zipfile
 
 import slicer
@@ -117,6 +118,40 @@ def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready,
     window.dialogs.confirm = lambda title, text: True
     ui.applyButton.click()
     assert errors == ["no network"]
+
+
+def test_while_packages_are_installed_a_second_click_starts_nothing(ready, monkeypatch, thresholdWorker):
+    """Slicer's pip handles clicks while it works."""
+    from MambaSegmentationLib import dependencies
+
+    window, ui, errors = ready
+    window._segmenter.workerCommand = thresholdWorker
+    missing, seen = [dependencies.PACKAGES[1]], []
+
+    def install(*_, **__):
+        ui.applyButton.click()
+        ui.estimateButton.click()
+        seen.append((ui.applyButton.isEnabled(), ui.applyButton.toolTip(), ui.cancelButton.isEnabled()))
+        missing.clear()
+
+    monkeypatch.setattr(dependencies, "missingPackages", lambda: tuple(missing))
+    monkeypatch.setattr(dependencies, "install", install)
+    window.dialogs.confirm = lambda title, text: True
+    ui.applyButton.click()
+    assert seen == [(False, "Packages are being installed", False)]
+    waitFor(lambda: not window._isBusy())
+    assert ui.statusLabel.text().startswith("Done in ")
+    assert errors == []
+
+
+def test_reloading_the_module_reads_all_of_its_files_again(opened):
+    widget = opened[0]
+    kept = {name: module for name, module in sys.modules.items() if name.startswith("MambaSeg")}
+    try:
+        widget.onReload()
+        assert not [name for name in sys.modules if name.startswith(("MambaSegLib", "MambaSegmentationLib"))]
+    finally:
+        sys.modules.update(kept)
 
 
 def test_the_details_say_what_a_person_must_know(ready):

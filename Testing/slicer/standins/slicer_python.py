@@ -30,6 +30,9 @@ class ScriptedLoadableModuleWidget:
     def setup(self) -> None:
         pass
 
+    def onReload(self) -> None:
+        """The module's own file is run again, which makes a new widget; not here."""
+
     def resourcePath(self, name: str) -> str:
         return str(Path(getattr(slicer.modules, self.moduleName.lower()).path).parent / "Resources" / name)
 
