@@ -30,6 +30,8 @@ class NetworkEntry:
         resolver: Maps a `NetworkPlan` to one that has every option written out, and refuses what the builder would.
         fit: Maps a `NetworkPlan` to the smallest patch, no smaller than its own, that the network can take.
         negative_logits: Whether its outputs can be negative, as those of overlapping regions must be.
+        deterministic_on_gpu: Whether PyTorch has deterministic gradients on a GPU for all it computes; trilinear interpolation
+            and sampling at any place have none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class NetworkEntry:
     resolver: str = "options:refuse_options"
     fit: str = "contract:fit_strides"
     negative_logits: bool = True
+    deterministic_on_gpu: bool = True
 
 
 _MAMBAS = "Lumetti et al., Accurate 3D Medical Image Segmentation with Mambas, ISBI 2025"
@@ -82,7 +85,14 @@ NETWORKS: dict[str, NetworkEntry] = {
         NetworkEntry(
             "transunet", "transunet:build", "Chen et al., 3D TransUNet, arXiv 2310.07781", "transunet:resolve"
         ),
-        NetworkEntry("cotr", "cotr:build", "Xie et al., CoTr, MICCAI 2021", "cotr:resolve", "contract:fit_any"),
+        NetworkEntry(
+            "cotr",
+            "cotr:build",
+            "Xie et al., CoTr, MICCAI 2021",
+            "cotr:resolve",
+            "contract:fit_any",
+            deterministic_on_gpu=False,
+        ),
         NetworkEntry(
             "nnformer",
             "nnformer:build",
@@ -104,6 +114,7 @@ NETWORKS: dict[str, NetworkEntry] = {
             "nnmamba:resolve",
             "contract:fit_any",
             negative_logits=False,
+            deterministic_on_gpu=False,
         ),
     )
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from MambaSegLib.networks.block_mean import BlockMean
 from MambaSegLib.networks.contract import SegmentationNetwork, require_divisible, stride_product
 from MambaSegLib.networks.conv_norm import NEGATIVE_SLOPE, ConvNorm, ConvNormActivation, activation
 from MambaSegLib.plan import IntTriple
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
         self.second = ConvNorm(out_channels, out_channels, kernel, (1, 1, 1), bias=True)
         shortcut: list[nn.Module] = []
         if stride != (1, 1, 1):
-            shortcut.append(nn.AvgPool3d(stride, stride))
+            shortcut.append(BlockMean(stride))
         if in_channels != out_channels:
             shortcut.append(ConvNorm(in_channels, out_channels, (1, 1, 1), (1, 1, 1), bias=False))
         self.shortcut = nn.Sequential(*shortcut)

@@ -124,6 +124,12 @@ def test_a_trained_fold_is_only_validated_and_each_place_has_its_device(
     assert (run / "fold_0" / "steps.txt").read_text() == f"validate {run} --fold 0 --device cuda:3\n"
 
 
+def test_devices_are_the_places_so_another_number_of_places_is_refused() -> None:
+    with pytest.raises(InputError, match="--parallel 3 and 2 device"):
+        JobSettings(parallel=3, devices=("cuda:0", "cuda:1"))
+    assert JobSettings(parallel=2, devices=("cuda:0", "cuda:0")).devices == ("cuda:0", "cuda:0")
+
+
 def test_local_folds_see_the_gpus_that_the_command_sees(
     tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

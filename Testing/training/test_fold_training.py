@@ -24,6 +24,7 @@ from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.settings import read_settings
 from MambaSegTraining.store import read_record
 from MambaSegTraining.training_state import TrainingState
+from torch import nn
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.networks import create_network
@@ -209,7 +210,7 @@ def test_a_damaged_checkpoint_is_named(job):
 
 def test_checkpoints_hold_data_only(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        load_checkpoint(_pickled_code(tmp_path), "cpu")
+        load_checkpoint(_pickled_code(tmp_path))
 
 
 def _pickled_code(folder):
@@ -223,13 +224,13 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     save_checkpoint(path, {"step": 1})
     with pytest.raises(Exception, match="pickle"):
         save_checkpoint(path, {"step": lambda: None})
-    assert load_checkpoint(path, "cpu") == {"step": 1}
+    assert load_checkpoint(path) == {"step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def _poison(path):
     """Make one tensor of the network in a checkpoint NaN; returns the name of its module's first part."""
-    content = load_checkpoint(path, "cpu")
+    content = load_checkpoint(path)
     name = next(name for name in content["network"] if name.startswith("decoder") or "stages.1" in name)
     content["network"][name].fill_(float("nan"))
     save_checkpoint(path, content)
@@ -259,7 +260,7 @@ def test_recoveries_are_counted_across_interruptions(job):
     train_fold(_stopped_after(job, 3))
     _poison(job.run.fold(0) / CHECKPOINT_FILE)
     train_fold(_stopped_after(replace(job, resume=True), 1))
-    counters = load_checkpoint(job.run.fold(0) / CHECKPOINT_FILE, "cpu")["counters"]
+    counters = load_checkpoint(job.run.fold(0) / CHECKPOINT_FILE)["counters"]
     assert (counters["iteration"], counters["recoveries"]) == (3, 1)
 
 
@@ -334,13 +335,13 @@ def test_a_kept_copy_of_a_checkpoint_stays_when_that_is_replaced(tmp_path):
         save_checkpoint(path, {"step": step})
         keep_copy(path, copy)
     save_checkpoint(path, {"step": 3})
-    assert load_checkpoint(copy, "cpu") == {"step": 2}
+    assert load_checkpoint(copy) == {"step": 2}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint.pt", "copy.pt"]
 
 
 def test_the_time_limit_stops_with_a_checkpoint(job):
     assert not train_fold(replace(job, max_minutes=0.0))
-    assert load_checkpoint(job.run.fold(0) / CHECKPOINT_FILE, "cpu")["counters"]["iteration"] == 1
+    assert load_checkpoint(job.run.fold(0) / CHECKPOINT_FILE)["counters"]["iteration"] == 1
 
 
 def test_a_fold_that_does_not_exist_is_refused(job):
@@ -395,3 +396,23 @@ def test_a_killed_process_loses_nothing(job, config_file, tmp_path):
     assert main([*arguments, "--resume", "--workers", "0"]) == 0
     resumed = load_weights(folder / WEIGHTS_FILE)
     assert all(torch.equal(resumed[name], weights) for name, weights in unbroken.items())
+
+
+@pytest.mark.parametrize("saved", [1, 2], ids=["of its own GPU", "of each GPU, as earlier versions did"])
+def test_a_checkpoint_brings_back_the_random_numbers_of_the_trainings_own_gpu(job, monkeypatch, saved):
+    """Of another number than it had, or on a computer with fewer GPUs, too. No GPU here, so calls are watched."""
+    kept, restored = torch.arange(4, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept + device.index)
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: restored.append((state.tolist(), device.index))
+    )
+    state = TrainingState(nn.Linear(1, 1), job.recipe, "cpu")
+    state._device = torch.device("cuda", 1)
+    content = state.content("same")
+    if saved == 2:
+        content["random_cuda"] = [kept, kept + 1]
+    assert len(content["random_cuda"]) == saved
+    state.restore(content, "same")
+    state._device = torch.device("cuda", 5)
+    state.restore(content, "same")
+    assert restored == [([1, 2, 3, 4], 1), ([1, 2, 3, 4], 5)]

@@ -53,7 +53,7 @@ def test_the_average_of_the_weights_is_what_is_exported(validated_run):
     bundle = load_bundle(validated_run / "fold_0" / "bundle")
     final, stored = load_weights(validated_run / "fold_0" / "weights.safetensors"), bundle.load_weights(0)
     assert all(np.array_equal(stored[name], weights) for name, weights in final.items())
-    checkpoint = load_checkpoint(validated_run / "fold_0" / "checkpoint.pt", "cpu")
+    checkpoint = load_checkpoint(validated_run / "fold_0" / "checkpoint.pt")
     name = next(iter(final))
     assert np.array_equal(final[name], checkpoint["average"][f"module.{name}"])
     assert not np.array_equal(final[name], checkpoint["network"][name])
@@ -89,7 +89,7 @@ def test_preprocessing_continues_and_notices_other_files(planned_run, capsys):
     ("arguments", "expected"),
     [
         (["train", "{run}", "--fold", "9", "--device", "cpu"], "folds 0 to 2"),
-        (["train", "{run}", "--fold", "0", "--device", "toaster"], "device toaster cannot be used"),
+        (["train", "{run}", "--fold", "0", "--device", "toaster"], "no device 'toaster'"),
         (["validate", "{run}", "--fold", "0", "--device", "cpu"], "not trained to its end"),
         (["export", "{run}", "{run}/bundle"], "No fold"),
         (["plan", "{run}", "{run}/x"], "no dataset.json"),

@@ -14,7 +14,7 @@ import torch
 from MambaSegTraining.__main__ import main
 from MambaSegTraining.batches import PatchBatches
 from MambaSegTraining.fold_training import FoldJob, train_fold
-from MambaSegTraining.ranks import Ranks, joined_ranks
+from MambaSegTraining.ranks import Ranks, _own_gpu, joined_ranks
 from MambaSegTraining.run_folder import WEIGHTS_FILE, RunFolder
 from MambaSegTraining.settings import read_settings
 
@@ -47,6 +47,13 @@ def test_alone_nothing_is_exchanged():
     with joined_ranks("cpu") as ranks:
         assert (ranks.rank, ranks.count, ranks.device) == (0, 1, "cpu")
     assert (ranks.gathered("a"), ranks.mean(0.5), ranks.any(True), ranks.any(False)) == (["a"], 0.5, True, False)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"more processes on this computer than the 2 GPU\(s\) it has"):
+        _own_gpu(2)
+    assert _own_gpu(3) == 2
 
 
 def test_only_the_other_processes_random_numbers_are_moved():

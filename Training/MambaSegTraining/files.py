@@ -96,8 +96,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), work)
 
 
-def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, into main memory.
+
+    Not to the training's device: it would hold everything twice there, and PyTorch leaves the step counts of optimizers where
+    they come from, so that on a GPU each step would wait for it once per parameter.
 
     Raises:
         InputError: If the file is damaged, or holds anything but data.
@@ -107,7 +110,7 @@ def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
     import torch
 
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         msg = f"{path} cannot be read ({error}). Delete it to start this fold anew, or put back a good copy."
         raise InputError(msg) from error

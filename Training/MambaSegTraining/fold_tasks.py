@@ -98,6 +98,12 @@ class JobSettings:
         if min(self.parallel, self.minutes, self.cpus, self.memory_gb) < 1 or self.gpus < 0:
             msg = f"parallel, minutes, cpus and memory must be 1 or more, and gpus 0 or more; found {self}."
             raise InputError(msg)
+        if self.devices and self.parallel not in (1, len(self.devices)):
+            msg = (
+                f"--parallel {self.parallel} and {len(self.devices)} device(s) contradict each other: each --device is a place for "
+                "one fold at a time. Leave out --parallel, and name a device twice to give it two folds."
+            )
+            raise InputError(msg)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from MambaSegLib.schema import to_json
 from MambaSegTraining.batches import Batch, PatchBatches, stream_batches
 from MambaSegTraining.board import Board
 from MambaSegTraining.clock import Clock
+from MambaSegTraining.determinism import deterministic_algorithms, require_determinism
 from MambaSegTraining.divergence import (
     DivergedError,
     check_weights,
@@ -115,12 +116,13 @@ def train_fold(job: FoldJob, on_progress: ProgressCallback = lambda progress: No
         True if the training reached its end, False if it stopped early; it can be continued then.
 
     Raises:
-        InputError: If the run lacks a step before, there is a checkpoint already and `resume` is not set, or another process
-            trains the fold.
+        InputError: If the run lacks a step before, there is a checkpoint already and `resume` is not set, another process
+            trains the fold, or the recipe asks for deterministic algorithms where there are none, see `determinism`.
         DivergedError: If loss, gradient or weights stop being numbers more often than the recipe recovers from.
         EnvironmentProblemError: If this CPU computes wrong gradients in bfloat16, see `precision_check`.
     """
-    with _own_folder(job), deterministic_algorithms(job.recipe.deterministic), measured_convolutions():
+    recipe = job.recipe
+    with _own_folder(job), deterministic_algorithms(recipe.deterministic, job.device), measured_convolutions():
         return _train_fold(job, on_progress)
 
 
@@ -143,11 +145,13 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     identity = _identity(job, fold)
     places = job.ranks.slice_of(job.recipe.batch_size)
     state = _begin(job, plan)
+    if job.recipe.deterministic:
+        require_determinism(plan.network.name, state.network, job.device, job.scan)
     if job.recipe.amp == "bf16" and torch.device(job.device).type == "cpu":
         require_right_gradients(state.network, (len(places), plan.network.in_channels, *plan.patch_size))
     if all(job.ranks.gathered(_resumes(job))):
         _check_recipe(job)
-        state.restore(load_checkpoint(folder / CHECKPOINT_FILE, job.device), identity)
+        state.restore(load_checkpoint(folder / CHECKPOINT_FILE), identity)
     job.ranks.separate_randomness(job.seed, state.iteration)
     if job.ranks.is_first:
         _open_folder(job, state, identity)
@@ -285,7 +289,7 @@ def _recover(job: FoldJob, state: TrainingState, identity: str, error: DivergedE
             "Lower recipe.learning_rate or set recipe.amp to off, delete the fold's folder and start anew."
         )
         raise DivergedError(msg) from error
-    state.restore(load_checkpoint(path, job.device), identity)
+    state.restore(load_checkpoint(path), identity)
     state.recoveries = recoveries
     job.ranks.separate_randomness(job.seed + recoveries, state.iteration)
     _save(job, state, identity)
@@ -409,17 +413,6 @@ def _identity(job: FoldJob, fold: Fold) -> str:
     """Hash of what the training depends on, the recipe left out: `_check_recipe` says more about it."""
     parts = [job.run.plan_file.read_text(encoding="utf-8"), to_json(fold), job.seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Let PyTorch use deterministic algorithms only, for a while."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def _report(record: EpochRecord, epochs: int, clock: Clock) -> None:

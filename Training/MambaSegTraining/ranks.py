@@ -113,16 +113,29 @@ class _Total(torch.autograd.Function):
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that `torchrun` started, if it did; NCCL connects GPUs, Gloo anything else."""
+    """Join the processes that `torchrun` started, if it did; NCCL connects GPUs, Gloo anything else.
+
+    Raises:
+        InputError: If torchrun started more processes than there are GPUs.
+    """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield Ranks(device=device)
         return
     is_cuda = torch.device(device).type == "cuda"
     if is_cuda:
-        device = f"cuda:{dist.get_node_local_rank()}"
+        device = f"cuda:{_own_gpu(torch.cuda.device_count())}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if is_cuda else "gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    # Not after an error: with NCCL it waits for the others, which may be waiting for this one, and nobody would tell the error.
+    dist.destroy_process_group()
+
+
+def _own_gpu(count: int) -> int:
+    own = dist.get_node_local_rank()
+    if own >= count:
+        msg = (
+            f"torchrun started more processes on this computer than the {count} GPU(s) it has; lower --nproc_per_node."
+        )
+        raise InputError(msg)
+    return own

@@ -47,7 +47,8 @@ class Recipe:
         validation_batches: Batches of such a check.
         picture_every: Epochs between two pictures of predictions on such patches; 0: none.
         seed: Root of every random number. The same seed, data and software draw the same batches.
-        deterministic: Use deterministic algorithms only, so that two runs on one CPU agree to the bit.
+        deterministic: Use deterministic algorithms only, so that two runs on one computer agree to the bit; refused where a
+            network or scan has none on a GPU, see `determinism`.
     """
 
     optimizer: Literal["radam", "adamw", "sgd"] = "radam"

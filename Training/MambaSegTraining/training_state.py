@@ -37,10 +37,11 @@ class TrainingState:
     def __init__(self, network: nn.Module, recipe: Recipe, device: str, ranks: Ranks | None = None) -> None:
         """Start at step 0 with the network as it is; `ranks` train it together."""
         self.network = network
-        place(network, torch.device(device))
+        self._device = torch.device(device)
+        place(network, self._device)
         self.optimizer = _create_optimizer(network, recipe)
         self.average = AveragedModel(network, multi_avg_fn=_Ema(recipe.ema_decay)) if recipe.ema_decay else None
-        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=recipe.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=recipe.amp == "fp16")
         self.parallel = (ranks or Ranks()).distribute(self.network)
         self.iteration = 0
         self.loss_sum = 0.0
@@ -92,7 +93,7 @@ class TrainingState:
             "average": self.average.state_dict() if self.average else {},
             "scaler": self.scaler.state_dict(),
             "random_cpu": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random_cuda": [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else [],
             "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
 
@@ -114,8 +115,9 @@ class TrainingState:
         if self.average:
             self.average.load_state_dict(content["average"])
         torch.set_rng_state(content["random_cpu"].cpu())
-        if torch.cuda.is_available() and content["random_cuda"]:
-            torch.cuda.set_rng_state_all([state.cpu() for state in content["random_cuda"]])
+        if self._device.type == "cuda" and content["random_cuda"]:
+            states = content["random_cuda"]  # older checkpoints have one per GPU
+            torch.cuda.set_rng_state(states[min(self._device.index or 0, len(states) - 1)].cpu(), self._device)
         for name in _COUNTERS:
             setattr(self, name, content["counters"].get(name, 0))  # older checkpoints lack the later ones
 
