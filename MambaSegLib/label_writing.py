@@ -8,9 +8,7 @@ grid that came from a NIfTI-1 sform is written with the same bits, any other gri
 from __future__ import annotations
 
 import errno
-import gzip
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from MambaSegLib.atomic import new_file
+from MambaSegLib.deflate import gzip_stream, zlib_stream
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Array, Geometry
 from MambaSegLib.nifti import nifti_bytes
@@ -169,28 +168,17 @@ def _little_endian(array: Array) -> memoryview:
 
 def _gzip_after(stream: IO[bytes], head: bytes, array: Array, level: int) -> None:
     stream.write(head)
-    with _gzip(stream, level) as packed:
-        packed.write(_little_endian(array))
-
-
-def _gzip(stream: IO[bytes], level: int) -> gzip.GzipFile:
-    # Without name and time, so that the same label map always gives the same file.
-    return gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=stream, mtime=0)
+    stream.writelines(gzip_stream([_little_endian(array)], level))
 
 
 def _write_nifti(stream: IO[bytes], header: bytes, voxels: Array, level: int | None) -> None:
-    if level is None:
-        stream.write(header)
-        stream.write(_little_endian(voxels))
-        return
-    with _gzip(stream, level) as packed:
-        packed.write(header)
-        packed.write(_little_endian(voxels))
+    parts = (header, _little_endian(voxels))
+    stream.writelines(parts if level is None else gzip_stream(parts, level))
 
 
 def _write_metaimage(stream: IO[bytes], array: Array, geometry: Geometry, level: int) -> None:
     """MetaImage with the header in front; TransformMatrix lists the direction of x, then y, then z."""
-    packed = zlib.compress(_little_endian(array), level)
+    packed = b"".join(zlib_stream(_little_endian(array), level))
     direction = np.asarray(geometry.direction, dtype=np.float64)[:, ::-1].T.ravel()
     fields = {
         "ObjectType": "Image",

@@ -70,6 +70,12 @@ def set_threads(wanted: int | None = None) -> None:
         torch.set_num_threads(threads)
 
 
+def computing_threads() -> int:
+    """Threads for work beside the networks': those PyTorch computes with where it is loaded, as a person may have set them."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None else usable_processors()
+
+
 def _group_limits(system: Path) -> Iterator[MemoryLimit]:
     for folder in _folders(system, "memory"):
         for limit_file, used_file, cache in (

@@ -166,12 +166,14 @@ def _slices(last: Slab | None, slab: Slab, start: int, stop: int) -> Slab:
 
 
 def _blend(slices: Tensor, lower: Array, upper: Array, weight: Array) -> Tensor:
-    """Linear interpolation between slices (n, K, Y, X)."""
-    below = slices[torch.from_numpy(lower).to(slices.device)]
-    if not weight.any():
-        return below
-    above = slices[torch.from_numpy(upper).to(slices.device)]
-    return torch.lerp(below, above, torch.from_numpy(weight).to(slices.device)[:, None, None, None])
+    """Linear interpolation between slices (n, K, Y, X); a view of them where nothing has to be computed."""
+    if not weight.any() and (np.diff(lower) == 1).all():
+        return slices[int(lower[0]) : int(lower[-1]) + 1]
+    blended = slices.new_empty((len(lower), *slices.shape[1:]))
+    # Slice by slice: picking all lower and all upper neighbors first would copy them.
+    for out, below, above, share in zip(blended, lower.tolist(), upper.tolist(), weight.tolist(), strict=True):
+        torch.lerp(slices[below], slices[above], share, out=out)
+    return blended
 
 
 def _in_plane(slices: Tensor, shape: tuple[int, int]) -> Tensor:

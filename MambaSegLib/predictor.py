@@ -139,8 +139,8 @@ class Predictor:
         """
         _check(scan, folds, tile_batch, engine)
         how = thoroughness(quality, overlap, mirroring)
-        bundle = _opened(bundle)
         _require_torch()
+        bundle = _opened(bundle)
         self.bundle = bundle
         self.device = resolve_device(device)
         self.folds = tuple(bundle.fold_indices if folds is None else folds)
