@@ -75,7 +75,7 @@ class BatchRun(Job):
         outcome = CaseOutcome(
             self._caseName(str(event["case"])),
             str(event.get("status", "")),
-            str(event.get("message", "")),
+            self._readable(str(event.get("message", ""))),
             float(event.get("seconds", 0.0)),
             Path(output) if output else None,
         )

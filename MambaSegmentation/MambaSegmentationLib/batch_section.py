@@ -16,6 +16,7 @@ from MambaSegmentationLib.channels import activeImage, isImage, sceneCases
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.dicom_series import databaseSeries
 from MambaSegmentationLib.outcomes_file import earlierOutcomes
+from MambaSegmentationLib.region import regionNote
 from MambaSegmentationLib.region_row import RegionRow
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import Dialogs, choose, chooseInto, chosen, fill, setText
@@ -42,7 +43,7 @@ class BatchSection:
         sources += [("dicom", _("DICOM database"))] if _database() is not None else []
         fill(ui.sourceSelector, sources, "folder")
         fill(ui.fileFormatSelector, [(name, name) for name in FORMATS], FORMATS[0])
-        self._region = RegionRow(ui.batchRoiSelector, ui.batchRoiNoteLabel, activeImage, self._onRegion)
+        self._region = RegionRow(ui.batchRoiSelector, activeImage, self._onRegion)
         self._makeTable()
         self._connect()
 
@@ -115,7 +116,8 @@ class BatchSection:
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(text)
                 table.setItem(row, column, item)
-        table.resizeColumnsToContents()
+        for column in range(3):  # the notes take what is left; they can be read in full as a tooltip
+            table.resizeColumnToContents(column)
         table.setVisible(bool(outcomes))
 
     def _connect(self) -> None:
@@ -168,9 +170,10 @@ class BatchSection:
             self._list()
 
     def _showHint(self) -> None:
-        hint = self._hint(chosen(self._ui.sourceSelector))
-        outside = _("Images outside the region fail, and the others are segmented.")
-        self._ui.batchHintLabel.setText(f"<small>{hint} {outside if self._region.node() is not None else ''}</small>")
+        hints, roiNode = [self._hint(chosen(self._ui.sourceSelector))], self._region.node()
+        if roiNode is not None:
+            hints += [_("Images outside the region fail, and the others are segmented."), regionNote(roiNode)]
+        self._ui.batchHintLabel.setText(f"<small>{' '.join(filter(None, hints))}</small>")
 
     def _hint(self, source: str) -> str:
         if source == "scene":

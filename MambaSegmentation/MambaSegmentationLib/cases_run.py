@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from MambaSegLib.errors import InputError, MambaSegError
+from MambaSegLib.volume import Volume
 from MambaSegmentationLib import conversion
 from MambaSegmentationLib.batch_run import BatchRun
 from MambaSegmentationLib.region import Bounds, regionBounds, regionWords
@@ -31,8 +32,11 @@ class CasesRun(BatchRun):
         self._watch: SceneWatch | None = None
 
     def _writeCases(self, folder: Path) -> list[str]:
-        """Write the images of all cases with `writeChannels`, named by `caseKey`; returns words for the region."""
+        """Write the images of all cases with `_writeCase`; returns words for the region."""
         raise NotImplementedError
+
+    def _writeCase(self, volumes: Sequence[Volume], folder: Path, number: int) -> None:
+        self._call(writeChannels(volumes, folder, caseKey(number)), [volume.name for volume in volumes])
 
     def _words(self) -> list[str]:
         source = self._folder / "images"
@@ -97,7 +101,7 @@ class SceneBatchRun(CasesRun):
 
     def _writeCases(self, folder: Path) -> list[str]:
         for number, nodes in enumerate(self._cases):
-            writeChannels(conversion.volumesFromNodes(nodes), folder, caseKey(number))
+            self._writeCase(conversion.volumesFromNodes(nodes), folder, number)
         roiNode = self._request.roiNode
         self.notices += regionNotices(roiNode)
         return regionWords(commonRegion(roiNode, [nodes[0] for nodes in self._cases]) if roiNode is not None else None)

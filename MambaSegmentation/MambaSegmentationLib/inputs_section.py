@@ -13,6 +13,7 @@ from MambaSegLib.plan import Channel
 from MambaSegmentationLib.channels import activeImage, isImage, suggestedNodes
 from MambaSegmentationLib.choices import Choices
 from MambaSegmentationLib.frames import numberOfFrames
+from MambaSegmentationLib.region import regionNote
 from MambaSegmentationLib.region_row import RegionRow
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.widgets import choose, chosen, fill
@@ -31,7 +32,7 @@ class InputsSection:
         self._ui, self._choices = ui, choices
         self._channels: tuple[Channel, ...] = ()
         self._rows: list[tuple[Any, Any]] = []
-        self._region = RegionRow(ui.roiSelector, ui.roiNoteLabel, self._image, lambda: self.onChange())
+        self._region = RegionRow(ui.roiSelector, self._image, self._onRegion)
         ui.outputSelector.setMRMLScene(slicer.mrmlScene)
         fill(ui.framesSelector, [("current", _("The one that is shown")), ("all", _("All"))], "current")
         ui.framesSelector.currentIndexChanged.connect(lambda *_: self._onFrames())
@@ -81,11 +82,21 @@ class InputsSection:
                 selector.blockSignals(False)
         choose(self._ui.framesSelector, self._choices.get("frames", "current"))
         self._showFrames()
-        self._region.show()
+        self.showRegionNote()
+
+    def showRegionNote(self) -> None:
+        """Say what to know about the region and the image there are now."""
+        note = regionNote(self._region.node(), self._image())
+        self._ui.roiNoteLabel.setText(f"<small>{note}</small>")
+        self._ui.roiNoteLabel.setVisible(bool(note))
 
     def close(self) -> None:
         """Watch nothing any more."""
         self._region.close()
+
+    def _onRegion(self) -> None:
+        self.showRegionNote()
+        self.onChange()
 
     def _addRow(self) -> None:
         number = len(self._rows)
@@ -105,7 +116,7 @@ class InputsSection:
         if number < len(self._channels):
             self._choices.storeChannelNode(self._channels[number].name, self._rows[number][1].currentNode())
         self._showFrames()
-        self._region.show()
+        self.showRegionNote()
         self.onChange()
 
     def _image(self) -> Any:
@@ -117,14 +128,15 @@ class InputsSection:
         self.onChange()
 
     def guess(self) -> None:
-        """Choose images for channels that have none, if none has."""
+        """Choose images for channels that have none, of those that no other channel has."""
         selectors = self.selectors()
-        if not selectors or not self._choices or any(selector.currentNode() for selector in selectors.values()):
+        if not selectors or not self._choices:
             return
+        taken = [selector.currentNode() for selector in selectors.values()]
         images = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if isImage(node)]
         guesses = suggestedNodes(self._channels, images, activeImage())
         for selector, guess in zip(selectors.values(), guesses, strict=True):
-            if guess is not None:
+            if selector.currentNode() is None and guess is not None and guess not in taken:
                 selector.setCurrentNode(guess)
 
     def _count(self) -> int:

@@ -48,6 +48,7 @@ class Job:
         self.log: list[str] = []
         self.error: MambaSegError | None = None
         self._reason = ""
+        self._fileNames: dict[str, str] = {}
 
     @property
     def fraction(self) -> float:
@@ -153,13 +154,24 @@ class Job:
     def _ended(self) -> None:
         """The worker has ended, one way or another."""
 
+    def _call(self, paths: Sequence[Path], names: Sequence[str]) -> None:
+        """Give files of `_folder` the names a person knows them by."""
+        self._fileNames |= {str(path): name for path, name in zip(paths, names, strict=True)}
+
+    def _readable(self, text: str) -> str:
+        """What the worker said, for a person."""
+        for path, name in self._fileNames.items():
+            text = text.replace(path, name)
+        return text
+
     def _hear(self, event: Event) -> None:
         if event["event"] == "progress":
             self.progress = _progress(event)
         elif event["event"] == "log":
-            self.log.append(str(event.get("message", "")))
+            message = self._readable(str(event.get("message", "")))
+            self.log.append(message)
             if event.get("level") == "warning":
-                self.notices.append(str(event.get("message", "")))
+                self.notices.append(message)
 
     def _finish(self) -> None:
         worker = self._worker
@@ -167,10 +179,10 @@ class Job:
             raise CancelledError(self._reason or self._cancelled())
         if not self._succeeded(worker):
             message = worker.failure() or "The segmentation process ended without a result."
-            raise _KINDS.get(worker.returnCode or 3, EnvironmentProblemError)(message)
+            raise _KINDS.get(worker.returnCode or 3, EnvironmentProblemError)(self._readable(message))
         assert worker.result is not None
         self._bringIn(worker.result)
-        self.notices = list(dict.fromkeys([*self.notices, *worker.result.get("notices", ())]))
+        self.notices = list(dict.fromkeys([*self.notices, *map(self._readable, worker.result.get("notices", ()))]))
         self.state = "done"
 
     def _succeeded(self, worker: Worker) -> bool:

@@ -11,7 +11,7 @@ import qt
 
 from MambaSegLib.commands.failures import explained
 from MambaSegLib.errors import InputError
-from MambaSegLib.manifest_check import is_model_name
+from MambaSegLib.model_folders import model_names
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegmentationLib import licenses
 from MambaSegmentationLib.choices import Choices
@@ -121,7 +121,8 @@ class ModelSection:
         without = gone.format(name=escape(stored)) if self._isGone(stored) else none
         self._ui.modelDetails.setHtml(modelHtml(model) if model else without)
         self._ui.modelSelector.setToolTip(model.name if model else "")  # a narrow window cuts names off
-        installed = model is not None and model.origin == "installed" and is_model_name(model.name)
+        folder = self._segmenter.folder()
+        installed = model is not None and model.origin == "installed" and model.name in model_names(folder)
         self._ui.removeButton.setEnabled(installed)
         if model is not None:
             self._choices.store("model", model.name)

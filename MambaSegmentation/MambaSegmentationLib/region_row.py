@@ -1,4 +1,4 @@
-"""A row of the window in which a region is chosen, with a word about it where one is needed."""
+"""A row of the window in which a region is chosen."""
 
 from __future__ import annotations
 
@@ -9,30 +9,27 @@ import slicer
 import vtk
 
 from MambaSegLib.model_zoo import ListedModel
-from MambaSegmentationLib.region import fitRegion, regionNote, trainedExtent
+from MambaSegmentationLib.region import fitRegion, trainedExtent
 
 
 class RegionRow:
-    """Selector and note; watches the region that is chosen, since a person may drag it."""
+    """Watches the region that is chosen, since a person may drag it."""
 
-    def __init__(self, selector: Any, noteLabel: Any, imageOf: Callable[[], Any], onChange: Callable[[], None]) -> None:
-        """Connect the widgets.
+    def __init__(self, selector: Any, imageOf: Callable[[], Any], onChange: Callable[[], None]) -> None:
+        """Connect the widget.
 
         Args:
             selector: Chooses a markups ROI.
-            noteLabel: Says what to know about the region.
             imageOf: Gives the image the region is for; None if there is none.
             onChange: Called when another region is chosen, or this one is moved.
         """
-        self._selector, self._label = selector, noteLabel
-        self._imageOf, self._onChange = imageOf, onChange
+        self._selector, self._imageOf, self._onChange = selector, imageOf, onChange
         self._largest_mm: Any = None
         self._node: Any = None
         self._tag = 0
         selector.setMRMLScene(slicer.mrmlScene)
         selector.nodeAddedByUser.connect(lambda node: self._place(node))
         selector.currentNodeIDChanged.connect(lambda *_: self._onRegion())
-        self.show()
 
     def setModel(self, model: ListedModel | None) -> None:
         """A new region is no larger than the images a model knows."""
@@ -41,12 +38,6 @@ class RegionRow:
     def node(self) -> Any:
         """The region; None for whole images."""
         return self._selector.currentNode()
-
-    def show(self) -> None:
-        """Say what to know about the region and the image there are now."""
-        note = regionNote(self.node(), self._imageOf())
-        self._label.setText(f"<small>{note}</small>")
-        self._label.setVisible(bool(note))
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -60,10 +51,6 @@ class RegionRow:
 
     def _onRegion(self) -> None:
         self._watch(self.node())
-        self._onRegionMoved()
-
-    def _onRegionMoved(self) -> None:
-        self.show()
         self._onChange()
 
     def _watch(self, node: Any) -> None:
@@ -71,4 +58,4 @@ class RegionRow:
             self._node.RemoveObserver(self._tag)
         self._node = node
         if node is not None:
-            self._tag = node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._onRegionMoved())
+            self._tag = node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._onChange())

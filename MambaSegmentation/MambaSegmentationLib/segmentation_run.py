@@ -65,6 +65,7 @@ class SegmentationRun(Job):
         region = regionWords(checkedRegion(request, volumes[0]))
         self.notices += regionNotices(request.roiNode, request.nodes[0])
         paths = writeChannels(volumes, self._folder, "channel")
+        self._call(paths, [volume.name for volume in volumes])
         channels = request.bundle.manifest.plan.channels
         words = [f"{channel.name}={path}" for channel, path in zip(channels, paths, strict=True)]
         words += ["-o", str(self._output("labels.seg.nrrd")), *predictionWords(request.bundle, options), *region]

@@ -13,10 +13,10 @@ from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_labels, read_volume
 from MambaSegmentationLib import conversion
-from MambaSegmentationLib.cases_run import CasesRun, caseKey
+from MambaSegmentationLib.cases_run import CasesRun
 from MambaSegmentationLib.frames import Frames, framesOf
 from MambaSegmentationLib.region import regionWords
-from MambaSegmentationLib.request import Request, checkedRegion, regionNotices, writeChannels
+from MambaSegmentationLib.request import Request, checkedRegion, regionNotices
 from MambaSegmentationLib.scene_change import SceneChange
 from MambaSegmentationLib.scene_nodes import componentNode, tableNodeFromCsv, volumeNodeFromArray
 from MambaSegmentationLib.scene_watch import SceneWatch
@@ -67,7 +67,7 @@ class SequenceRun(CasesRun):
         for number in range(self.cases):
             volumes = self._frames.volumes(number)
             region = region or regionWords(checkedRegion(self._request, volumes[0]))
-            writeChannels(volumes, folder, caseKey(number))
+            self._writeCase(volumes, folder, number)
         return region
 
     def _caseName(self, name: str) -> str:

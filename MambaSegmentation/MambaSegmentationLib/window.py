@@ -169,8 +169,13 @@ class Window:
 
     def _fitTab(self) -> None:
         """Let the page that is shown alone decide the height; Qt would leave room for the tallest."""
+        shown = int(self.ui.modeTabs.property("currentIndex"))
         for number, area in enumerate((self.ui.singleArea, self.ui.batchArea)):
-            area.setVisible(number == int(self.ui.modeTabs.property("currentIndex")))
+            area.setVisible(number == shown)
+        if shown == 0:
+            self.inputs.showRegionNote()
+        else:
+            self.ui.roiNoteLabel.setVisible(False)
 
     def _onModel(self) -> None:
         for section in (self.inputs, self.batch, self.compute):
@@ -217,8 +222,8 @@ class Window:
             return _("Choose a model that can be used")
         if self._isBatch():
             return self.batch.missing()
-        nodes = self.inputs.nodes()
-        return "" if nodes and all(nodes.values()) else _("Choose a model and an image for each of its channels")
+        without = [name for name, node in self.inputs.nodes().items() if node is None]
+        return _("Choose an image for {channels}").format(channels=", ".join(without)) if without else ""
 
     def _options(self) -> dict[str, Any]:
         names = ("uncertainty", "statistics", "show3D")

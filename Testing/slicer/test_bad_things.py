@@ -129,7 +129,7 @@ def test_a_wrong_channel(person, obliqueVolume):
         person.window._segmenter.start({"FLAIR": obliqueVolume}, model="mamba_unet_unidirectional.tiny")
     person.window.inputs.selectors()["T1"].setCurrentNode(None)
     assert not person.ui.applyButton.isEnabled()
-    assert "each of its channels" in person.ui.applyButton.toolTip()
+    assert "Choose an image for" in person.ui.applyButton.toolTip()
     assert person.succeedsNext(obliqueVolume)
 
 

@@ -92,6 +92,7 @@ def test_one_bad_image_stops_no_other(segmenter, images, addVolume, oblique_geom
     nodes = run.wait(300)
     assert nodes[0] is None
     assert nodes[1] is not None
+    assert run.outcomes[0].message.startswith("broken: ")
     assert "NaN" in run.outcomes[0].message
     assert any("broken" in line for line in run.log)
 

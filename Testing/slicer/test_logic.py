@@ -76,8 +76,9 @@ def test_a_region_limits_the_result(segmenter, image, scene):
 def test_what_the_library_refuses_reaches_the_caller_in_its_words(segmenter, addVolume):
     array = np.full((6, 6, 6), np.nan, np.float32)
     run = start(segmenter, addVolume(array, np.eye(4), "broken"))
-    with pytest.raises(InputError, match=r"(?i)nan|finite"):
+    with pytest.raises(InputError, match=r"(?i)nan|finite") as refused:
         run.wait(300)
+    assert str(refused.value).startswith("broken: "), "not by the name of a temporary file"
     assert run.state == "failed"
 
 

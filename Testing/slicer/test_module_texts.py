@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import types
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_the_module_is_found_under_segmentation_and_has_its_icon(described):
 
 
 def test_no_two_widgets_of_a_form_share_a_place():
-    form = ElementTree.parse(MODULE_FILE.parent / "Resources" / "UI" / "MambaSegmentation.ui")
+    form = ET.parse(MODULE_FILE.parent / "Resources" / "UI" / "MambaSegmentation.ui")
     for layout in form.iter("layout"):
         places = [(item.get("row"), item.get("column")) for item in layout.findall("item") if item.get("row")]
         assert len(set(places)) == len(places), layout.get("name")

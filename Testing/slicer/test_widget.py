@@ -79,7 +79,7 @@ def test_apply_is_off_until_every_channel_has_an_image(ready):
     window, ui, _ = ready
     selector(window).setCurrentNode(None)
     assert not ui.applyButton.isEnabled()
-    assert "each of its channels" in ui.applyButton.toolTip()
+    assert ui.applyButton.toolTip() == "Choose an image for T1"
 
 
 def test_closing_the_scene_while_running_leaves_the_window_ready_for_another(ready, workerOf, scene):

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,8 @@ from MambaSegmentationLib.widgets import choose
 from MambaSegmentationLib.worker import pythonExecutable
 from threshold_worker import bright
 
-from MambaSegLib.bundle import load_bundle, pack_bundle
+from MambaSegLib.bundle import load_bundle, pack_bundle, save_bundle
+from MambaSegLib.networks import create_network
 
 NAME = "mamba_unet_unidirectional.tiny"
 DOCTOR = """if True:
@@ -169,23 +171,56 @@ def test_a_new_region_is_drawn_around_the_image(ready, obliqueVolume):
     assert errors == []
 
 
+def test_an_image_that_is_loaded_later_goes_to_the_channel_that_has_none(opened, modelPath, addVolume, tmp_path):
+    pytest.importorskip("torch")
+    window, ui = opened[0].window, opened[0].window.ui
+    manifest = load_bundle(modelPath).manifest
+    channels = tuple(replace(manifest.plan.channels[0], name=name) for name in ("FLAIR", "T1"))
+    plan = replace(manifest.plan, channels=channels, network=replace(manifest.plan.network, in_channels=2))
+    name = "mamba_unet_unidirectional.two"
+    weights = {0: create_network(plan.network).state_dict()}
+    save_bundle(replace(manifest, name=name, plan=plan), weights, tmp_path / name)
+    window._segmenter.install(tmp_path / name)
+    window.models.refresh()
+    choose(ui.modelSelector, name)
+    array = np.zeros((4, 4, 4), np.int16)
+    t1 = addVolume(array, np.eye(4), "T1 sagittal")
+    waitFor(lambda: window.inputs.nodes()["T1"] is t1, 5)
+    assert ui.applyButton.toolTip() == "Choose an image for FLAIR"
+    addVolume(array, np.eye(4), "another T1")
+    flair = addVolume(array, np.eye(4), "flair axial")
+    waitFor(lambda: window.inputs.nodes()["FLAIR"] is flair, 5)
+    assert window.inputs.nodes()["T1"] is t1
+
+
+def test_what_is_no_installed_model_cannot_be_removed_as_one(ready):
+    window, ui, _ = ready
+    (window._segmenter.modelsFolder / "copied.zip").write_bytes(b"PK")
+    window.models.refresh()
+    choose(ui.modelSelector, "copied.zip")
+    assert "is not installed" in ui.modelDetails.toPlainText()
+    assert not ui.removeButton.isEnabled()
+    choose(ui.modelSelector, NAME)
+    assert ui.removeButton.isEnabled()
+
+
 def test_a_turned_region_is_told_to_be_segmented_as_its_upright_box(ready, obliqueVolume, thresholdWorker):
     window, ui, _ = ready
     ui.roiSelector.addNode()
     roi = ui.roiSelector.currentNode()
-    assert not ui.roiNoteLabel.isVisibleTo(ui.singleArea)
+    assert not ui.roiNoteLabel.isVisibleTo(ui.singleTab)
     turn = vtk.vtkTransform()
     turn.Translate(roi.GetCenter())
     turn.RotateZ(45)
     roi.SetAndObserveObjectToNodeMatrix(turn.GetMatrix())  # as its handles do
-    assert ui.roiNoteLabel.isVisibleTo(ui.singleArea)
+    assert ui.roiNoteLabel.isVisibleTo(ui.singleTab)
     assert "upright box around it" in ui.roiNoteLabel.text()
     window._segmenter.workerCommand = thresholdWorker
     ui.applyButton.click()
     waitFor(lambda: not window._isBusy())
     assert "upright box around it" in ui.warningLabel.text()
     ui.roiSelector.setCurrentNode(None)
-    assert not ui.roiNoteLabel.isVisibleTo(ui.singleArea)
+    assert not ui.roiNoteLabel.isVisibleTo(ui.singleTab)
 
 
 def test_a_new_region_in_a_large_image_is_as_large_as_the_images_the_model_knows(opened, addVolume):
@@ -474,7 +509,7 @@ def test_dragging_the_region_makes_an_estimate_void(ready, workerOf):
 def test_what_is_missing_is_written_where_apply_is(ready):
     window, ui, _ = ready
     window.inputs.selectors()["T1"].setCurrentNode(None)
-    assert ui.needLabel.text() == "Choose a model and an image for each of its channels"
+    assert ui.needLabel.text() == "Choose an image for T1"
 
 
 def test_undo_asks_before_it_takes_a_persons_own_work(ready, thresholdWorker, obliqueVolume, scene):
