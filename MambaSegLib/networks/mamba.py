@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from MambaSegLib.networks.float32_layer import in_float32
 from MambaSegLib.networks.mamba_directions import half_precision, sum_of_paths
-from MambaSegLib.scan import causal_conv1d, selective_scan, streams_blocks
+from MambaSegLib.scan import causal_conv1d, fuses_blocks, selective_scan, streams_blocks
+from MambaSegLib.scan.arguments import BlockWeights
 from MambaSegLib.scan.directions import share_launches
 
 if TYPE_CHECKING:
@@ -114,17 +115,22 @@ class MambaBlock(MambaScan):
             (B, L, C), in memory order.
         """
         if streams_blocks(tokens, self.scan_backend):
-            return self._stream(tokens, grid, order)
+            from MambaSegLib.scan.numba_layer import stream_block
+
+            # Prediction on a CPU: no tensor of the volume's size but the result.
+            return stream_block(tokens, self._weights(), grid, order)
+        xz = self.in_proj(tokens)
+        if fuses_blocks(tokens, self.conv1d.weight.shape[2], self.scan_backend):
+            from MambaSegLib.scan.mamba_ssm_backend import run_block
+
+            return run_block(xz, self._weights(), grid, order)
         # (B, L, 2D) seen as (B, D, L): the scan's signature, without a copy.
-        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        x, z = xz.transpose(1, 2).chunk(2, dim=1)
         mixed: Tensor = self.out_proj(self.scan(x, z, grid, order).transpose(1, 2))
         return mixed
 
-    def _stream(self, tokens: Tensor, grid: IntTriple, order: ScanOrder) -> Tensor:
-        """The same for prediction on a CPU: no tensor of the volume's size but the result."""
-        from MambaSegLib.scan.numba_layer import BlockWeights, stream_block
-
-        weights = BlockWeights(
+    def _weights(self) -> BlockWeights:
+        return BlockWeights(
             self.in_proj.weight,
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
@@ -135,7 +141,6 @@ class MambaBlock(MambaScan):
             self.D,
             self.out_proj.weight,
         )
-        return stream_block(tokens, weights, grid, order)
 
 
 def _head(channels: int, kind: HeadKind) -> nn.Module:

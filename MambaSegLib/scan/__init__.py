@@ -182,10 +182,30 @@ def streams_blocks(tokens: Tensor, backend: str = "auto") -> bool:
     """Whether `numba_layer.stream_block` can stand in for a Mamba block's single steps: no gradients, float32, numba."""
     import torch
 
-    plain = tokens.dtype == torch.float32 and not torch.is_autocast_enabled(tokens.device.type)
-    if torch.is_grad_enabled() or not plain:
+    if torch.is_grad_enabled() or not _is_plain(tokens):
         return False
     return resolve_backend(backend, str(tokens.device)) == "numba"
+
+
+def fuses_blocks(tokens: Tensor, taps: int, backend: str = "auto") -> bool:
+    """Whether `mamba_ssm_backend.run_block` can: float32, as many taps as the official convolution takes, mamba_ssm."""
+    import torch
+
+    if not _is_plain(tokens) or not 2 <= taps <= 4:
+        return False
+    device, needs_gradient = str(tokens.device), torch.is_grad_enabled()
+    if resolve_backend(backend, device, needs_gradient) != "mamba_ssm":
+        return False
+    from MambaSegLib.scan import mamba_ssm_backend
+
+    return mamba_ssm_backend.fuses_blocks(device, needs_gradient)
+
+
+def _is_plain(tokens: Tensor) -> bool:
+    """Whether everything is float32: under autocast, what is fused would round where the single steps do not."""
+    import torch
+
+    return tokens.dtype == torch.float32 and not torch.is_autocast_enabled(tokens.device.type)
 
 
 def list_backends(device: str = "cpu", needs_gradient: bool = False) -> tuple[BackendStatus, ...]:

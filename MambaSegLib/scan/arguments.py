@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from MambaSegLib.scan.checks import check_convolution, check_scan
 
@@ -121,6 +121,20 @@ class Convolution:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All of them."""
         return self.x, self.weight, self.bias
+
+
+class BlockWeights(NamedTuple):
+    """Parameters of a Mamba block, named and shaped as in `mamba_ssm.Mamba`; A is -exp(A_log), conv is (D, K)."""
+
+    in_proj: Tensor
+    conv: Tensor
+    conv_bias: Tensor | None
+    x_proj: Tensor
+    dt_proj: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+    out_proj: Tensor
 
 
 def each(change: Callable[[Tensor], Tensor], tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:

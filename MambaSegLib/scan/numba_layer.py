@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from MambaSegLib.scan import numba_conv_tasks, numba_tasks
+from MambaSegLib.scan.arguments import BlockWeights
 from MambaSegLib.scan.numba_conv import Taps
 from MambaSegLib.scan.numba_tiles import Problem, fill_rows
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
@@ -21,20 +22,6 @@ from MambaSegLib.scan.vector_ir import LANES
 
 STRETCH = 8192
 """Tokens per stretch and thread that the blocks of channels leave idle; 2 MiB of buffer per 64 channels."""
-
-
-class BlockWeights(NamedTuple):
-    """Parameters of a Mamba block, named and shaped as in `mamba_ssm.Mamba`; A is -exp(A_log), conv is (D, K)."""
-
-    in_proj: Tensor
-    conv: Tensor
-    conv_bias: Tensor | None
-    x_proj: Tensor
-    dt_proj: Tensor
-    dt_bias: Tensor
-    A: Tensor
-    D: Tensor
-    out_proj: Tensor
 
 
 class _Buffers(NamedTuple):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from MambaSegLib.networks.mamba import MambaLayer3d
-from MambaSegLib.scan import causal_conv1d, list_backends, pytorch_backend, selective_scan
+from MambaSegLib.networks.mamba import MambaBlock, MambaLayer3d
+from MambaSegLib.scan import causal_conv1d, fuses_blocks, list_backends, pytorch_backend, selective_scan
 from MambaSegLib.scan.arguments import Scan
 from MambaSegLib.scan.order import ALL_LETTERS, NATURAL_ORDER, ScanOrder, ScanPath
 
@@ -130,6 +130,27 @@ def test_convolutions_of_all_orders_match(backend):
         assert relative_error(found, wanted) <= 1e-6
         for leaf, double in zip(leaves, doubles, strict=True):
             assert relative_error(leaf.grad, double.grad) <= 1e-5
+
+
+@pytest.mark.parametrize("order", ORDERS[::3], ids=str)
+def test_a_mamba_block_matches_the_specification_with_every_gradient(backend, order):
+    """With mamba_ssm it is one function of theirs."""
+    torch.manual_seed(0)
+    block = MambaBlock(32, 16).to(CUDA)
+    twin = MambaBlock(32, 16).to(CUDA)
+    twin.load_state_dict(block.state_dict())
+    twin.double()
+    block.scan_backend, twin.scan_backend = backend, "pytorch"
+    tokens = torch.randn(2, 5 * 6 * 7, 32, device=CUDA)
+    made = {}
+    for kind, one in (("found", block), ("wanted", twin)):
+        own = tokens.detach().to(one.D.dtype).requires_grad_()
+        output = one(own, (5, 6, 7), order)
+        output.square().sum().backward()
+        made[kind] = {"output": output.detach(), "tokens": own.grad} | {n: p.grad for n, p in one.named_parameters()}
+    assert_agree(made["found"], made["wanted"], backend)
+    if backend == "mamba_ssm":
+        assert fuses_blocks(tokens, 4, backend)
 
 
 def _triton() -> None:

@@ -17,11 +17,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 
-from MambaSegLib.scan import mamba_ssm_backend, probe, pytorch_backend
+from MambaSegLib.networks.mamba import MambaBlock
+from MambaSegLib.scan import _asked_for, mamba_ssm_backend, probe, pytorch_backend
 from MambaSegLib.scan.arguments import Convolution, Scan
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 GRID = (2, 3, 4)
@@ -96,10 +99,39 @@ def official_convolution(
     )
 
 
+def official_inner(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: None = None,
+    C: None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """(B, 2 D, L) to (B, L, C)."""
+    assert B is C is None  # they come from x_proj
+    check(xz.stride(-1) == 1, "tokens are contiguous, or it copies once more")
+    taps = conv1d_weight.squeeze(1)
+    check(conv1d_weight.shape == (xz.shape[1] // 2, 1, taps.shape[1]), "weight of the convolution's module")
+    x, z = xz.chunk(2, dim=1)
+    u = official_convolution(x, taps, conv1d_bias, activation="silu")
+    states, rank = A.shape[1], delta_proj_weight.shape[1]
+    dt, B, C = torch.split(x_proj_weight @ u, [rank, states, states], dim=1)
+    y = official_scan(u, delta_proj_weight @ dt, A, B, C, D, z, delta_bias, delta_softplus)
+    return torch.nn.functional.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+
+
 @pytest.fixture
 def official_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
     interface.selective_scan_fn = official_scan
+    interface.mamba_inner_fn = official_inner
     convolution = ModuleType("causal_conv1d")
     convolution.causal_conv1d_fn = official_convolution
     ops, package = ModuleType("mamba_ssm.ops"), ModuleType("mamba_ssm")
@@ -155,6 +187,63 @@ def test_convolutions_give_the_specifications_numbers(taps):
         convolution = Convolution(x, weight, bias, True, GRID, order)
         found = mamba_ssm_backend.causal_conv1d(convolution)
         torch.testing.assert_close(found, pytorch_backend.causal_conv1d(convolution))
+
+
+@pytest.fixture
+def on_a_gpu(official_packages: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-ins, chosen as the packages are on a GPU."""
+    monkeypatch.setattr(mamba_ssm_backend, "why_unavailable", lambda device, needs_gradient: None)
+    yield
+    _asked_for.cache_clear()
+    mamba_ssm_backend._block_failure.cache_clear()
+
+
+def block_and_twin(states: int = 5, taps: int = 4) -> tuple[MambaBlock, MambaBlock]:
+    torch.manual_seed(0)
+    block, twin = MambaBlock(6, states, taps), MambaBlock(6, states, taps)
+    twin.load_state_dict(block.state_dict())
+    block.scan_backend, twin.scan_backend = "mamba_ssm", "pytorch"
+    return block, twin
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("order", ORDERS[::3], ids=str)
+def test_a_whole_block_is_one_official_function_with_the_specifications_numbers_and_gradients(order, monkeypatch):
+    block, twin = block_and_twin()
+    tokens = torch.randn(2, 24, 6)
+    results = []
+    for one in (block, twin):
+        if one is block:
+            monkeypatch.setattr(one, "scan", None)  # the single steps are not taken
+        own = tokens.clone().requires_grad_()
+        output = one(own, GRID, order)
+        output.square().sum().backward()
+        results.append([output.detach(), own.grad, *(p.grad for p in one.parameters())])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_block_goes_step_by_step_where_the_official_function_is_wrong_or_would_round_differently(monkeypatch, caplog):
+    monkeypatch.setattr(mamba_ssm_backend, "run_block", lambda *_: pytest.fail("not here"))
+    tokens = torch.randn(1, 24, 6)
+    with torch.no_grad():
+        long, twin = block_and_twin(taps=5)
+        torch.testing.assert_close(long(tokens, GRID, NATURAL_ORDER), twin(tokens, GRID, NATURAL_ORDER))
+        block, twin = block_and_twin()
+        with torch.autocast("cpu", torch.bfloat16):
+            block(tokens, GRID, NATURAL_ORDER)
+        monkeypatch.setattr(mamba_ssm_backend, "run_block", lambda xz, *_: 0.1 * xz[..., :2])
+        with caplog.at_level("INFO"):
+            torch.testing.assert_close(block(tokens, GRID, NATURAL_ORDER), twin(tokens, GRID, NATURAL_ORDER))
+    assert "fused function is not used: a tiny Mamba block on cpu is off by" in caplog.text
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_block_of_too_many_states_is_refused_in_words():
+    block, _ = block_and_twin(states=257)
+    with pytest.raises(ValueError, match="at most 256 states, got 257"):
+        block(torch.randn(1, 24, 6), GRID, NATURAL_ORDER)
 
 
 @pytest.mark.usefixtures("official_packages")

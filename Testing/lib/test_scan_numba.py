@@ -357,7 +357,8 @@ def test_the_exponential_is_accurate_on_processors_with_and_without_avx512(tmp_p
 @pytest.mark.parametrize("stretch", [1, 2, 7, 64, 1000])
 def test_a_streamed_block_equals_the_single_steps(order, stretch):
     from MambaSegLib.networks.mamba import MambaBlock
-    from MambaSegLib.scan.numba_layer import BlockWeights, stream_block
+    from MambaSegLib.scan.arguments import BlockWeights
+    from MambaSegLib.scan.numba_layer import stream_block
 
     torch.manual_seed(0)
     block = MambaBlock(12, 5)

@@ -140,7 +140,9 @@ class _Layer:
         kept_directions = 0 if recompute else directions
         # Each path's sum before its norm.
         kept = base + both * FULL * self.tokens * (self.channels + 2) + kept_directions * own
-        return MambaCost(kept, kept_directions * states, 2 * own + states if recompute else own)
+        # The convolution's output and the time steps, computed again, the output behind the gate, gradients of y and of those.
+        fused = FULL * self.tokens * 5 * self.inner if scan == "mamba_ssm" else 0
+        return MambaCost(kept, kept_directions * states, fused + (2 * own + states if recompute else own))
 
     def _direction(self, scan: Scan) -> int:
         """What one scan direction keeps besides its input, in the order `MambaLayer` computes."""
@@ -152,10 +154,9 @@ class _Layer:
             kept += inner  # time steps
             kept += inner  # the scan's output, for the output projection
         else:
-            kept += inner  # x, copied for the convolution
-            kept += 2 * inner  # after the convolution: in memory order and in scan order
-            kept += 2 * inner  # time steps and gate in scan order
-            kept += 2 * inner  # output before the gate in scan order, and after it in memory order
+            # One function from x and z to the output projection, which computes the rest again (`mamba_inner_fn`).
+            kept += 2 * inner  # x and z in scan order
+            kept += inner  # output before the gate in scan order
             kept += 2 * states  # B and C in scan order
         kept += math.ceil(channels / 16) + 2 * states  # time steps of low rank, B and C
         kept += 2 * channels  # before and after the second norm
