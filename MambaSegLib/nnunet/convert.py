@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from MambaSegLib.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def convert_nnunet(
     plans, description = model.read_json(PLANS), model.read_json(DATASET)
     orientation = array_orientation(str(plans.get("image_reader_writer")), choices.orientation)
     folds = _folds(model, choices.folds)
+    if model.postprocessing:
+        _log.warning("%s is a pickle and was not opened: nnU-Net's postprocessing is left out", model.postprocessing)
     read: dict[str, Checkpoint] = {}
     weights: dict[int, Mapping[str, Tensor]] = {}
     plan: Plan | None = None

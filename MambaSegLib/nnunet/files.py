@@ -33,7 +33,7 @@ _LOOKED_AT = (
     DATASET,
     FINGERPRINT,
     "fold_*/checkpoint_*.pth",
-    "crossval_results_*/postprocessing.*",
+    "crossval_results_*/postprocessing.pkl",
     "plans.pkl",
 )
 _FOLD = re.compile(rf"(?P<top>(.*/)?)fold_(?P<fold>0|[1-9][0-9]?|{ALL_CASES})/{re.escape(CHECKPOINT)}")
@@ -94,9 +94,9 @@ class TrainedModel:
 
     @property
     def postprocessing(self) -> str:
-        """A file with nnU-Net's postprocessing, which is a pickle; "" if there is none."""
-        found = (name for name in self._files.names if name.startswith(f"{self._top}crossval_results_"))
-        return next((name for name in found if name.endswith(".pkl")), "")
+        """Name of the file with nnU-Net's postprocessing, a pickle; "" if there is none."""
+        parts = (name.removeprefix(self._top) for name in self._files.names if name.startswith(self._top))
+        return next((name for name in parts if re.fullmatch(r"crossval_results_\w+/postprocessing\.pkl", name)), "")
 
     def _read(self, name: str, limit: int) -> bytes:
         if not self.has(name):

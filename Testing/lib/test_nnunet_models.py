@@ -350,6 +350,7 @@ def test_the_command_converts_with_an_image_for_the_orientation(
     printed = capsys.readouterr()
     assert f"Converted nnunet.mine to {tmp_path / 'bundle'}" in printed.out
     assert "license of the weights is not stated" in printed.err
+    assert "crossval_results_folds_0/postprocessing.pkl is a pickle and was not opened" in printed.err
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.manifest.plan.orientation == "SAL"
     assert bundle.manifest.provenance.weights_license == "not stated"
@@ -363,7 +364,7 @@ def test_the_command_converts_with_an_image_for_the_orientation(
         "path": str(tmp_path / "bundle"),
         "folds": [0],
     }
-    assert {event["event"] for event in events} == {"progress", "result"}
+    assert {event["event"] for event in events} == {"progress", "log", "result"}
 
 
 @pytest.mark.parametrize("packed", [False, True])
