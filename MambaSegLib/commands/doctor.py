@@ -14,6 +14,7 @@ from MambaSegLib.commands.backend_check import BackendCheck, check_backends
 from MambaSegLib.commands.estimate import Estimate, estimate
 from MambaSegLib.commands.parsing import DEFAULT_MODEL, add_model, add_prediction, add_reading, add_reporting
 from MambaSegLib.commands.reporting import Reporter, duration
+from MambaSegLib.commands.scan_tuning import Tuned, tune_scans
 from MambaSegLib.commands.session import make_predictor, parse_inputs, read_inputs
 from MambaSegLib.devices import unavailable_devices
 from MambaSegLib.limits import set_threads
@@ -33,6 +34,11 @@ def add_parser(subparsers: Any) -> None:
     add_model(parser)
     parser.add_argument("--input", nargs="+", metavar="INPUT", help="estimate time and memory for this volume")
     parser.add_argument("--quick", action="store_true", help="leave out the test and timing of the scan backends")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="on an NVIDIA GPU, measure how the model's scans are divided fastest, for some minutes; later runs use what is found",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_prediction(parser)
     add_reading(parser)
@@ -46,9 +52,10 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     if machine.devices:
         set_threads(arguments.threads)
     checks = tuple(check for device in _devices(machine) for check in check_backends(device, test=not arguments.quick))
+    tuned = _tune(arguments, reporter) if arguments.tune else ()
     need = _estimate(arguments, reporter) if arguments.input else None
-    report = _as_json(machine, checks, need)
-    lines = [*_about(machine), *_about_backends(checks), *_about_need(need, arguments.model)]
+    report = _as_json(machine, checks, need) | {"tuned": [asdict(found) for found in tuned]}
+    lines = [*_about(machine), *_about_backends(checks), *_about_tuning(tuned), *_about_need(need, arguments.model)]
     reporter.result(json.dumps(report, indent=2) if arguments.json else "\n".join(lines), **report)
     usable = any(check.available if arguments.quick else check.passed for check in checks)
     wrong = any(check.available and check.error is not None and not check.passed for check in checks)
@@ -58,6 +65,11 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
 def _devices(machine: Machine) -> tuple[str, ...]:
     """One device of each type."""
     return tuple(dict.fromkeys(device.partition(":")[0].partition(" ")[0] for device in machine.devices))
+
+
+def _tune(arguments: argparse.Namespace, reporter: Reporter) -> tuple[Tuned, ...]:
+    bundle = load_bundle(arguments.model, models_dir=arguments.models_dir)
+    return tune_scans(make_predictor(bundle, arguments), reporter)
 
 
 def _estimate(arguments: argparse.Namespace, reporter: Reporter) -> Estimate:
@@ -96,6 +108,13 @@ def _about_backends(checks: Sequence[BackendCheck]) -> Iterator[str]:
         verdict = "right" if check.passed else "WRONG, do not use"
         speed = f", {check.tokens_per_s / 1e6:.2f} million voxels/s" if check.tokens_per_s else ""
         yield f"  {place:<20} {verdict} (largest error {check.error:.1e}){speed}"
+
+
+def _about_tuning(tuned: Sequence[Tuned]) -> Iterator[str]:
+    if tuned:
+        yield "\nScans divided as measured on this GPU, from now on"
+    for found in tuned:
+        yield f"  {found.scan}: {found.gain:.2f} times as fast as before ({found.tried} divisions tried)"
 
 
 def _about_need(need: Estimate | None, model: str) -> Iterator[str]:

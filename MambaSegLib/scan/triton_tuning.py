@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,25 @@ EVERY_SCAN = "every scan"
 log = logging.getLogger(__name__)
 
 _tried: dict[str, ScanConfig] = {}
+_watching: list[set[Problem]] = []
+
+
+class Problem(NamedTuple):
+    """One kind of scan to divide; `pairs` is directions x batch."""
+
+    kind: Pass
+    channels: int
+    states: int
+    length: int
+    pairs: int
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        """Scans that share one measurement: lengths within a factor of 2 do; those that one chunk may hold, an eighth."""
+        kind, channels, states, length, pairs, dtype = self
+        tokens = f"{_covering(length)}" if length <= LONGEST_WHOLE else f"2^{(length - 1).bit_length()}"
+        return f"{kind} {channels}x{states} {tokens} x{pairs} {str(dtype).removeprefix('torch.')}"
 
 
 @dataclass(frozen=True)
@@ -199,8 +218,11 @@ def config_for(kind: Pass, u: Tensor, states: int) -> ScanConfig:
     """Division of a scan of rows u (directions, B, L, D): measured if there is a measurement, else by rule."""
     groups, batch, length, channels = u.shape
     pairs = groups * batch
-    if _tried:
-        tried = _tried.get(EVERY_SCAN) or _tried.get(problem_key(kind, channels, states, length, pairs, u.dtype))
+    if _tried or _watching:
+        problem = Problem(kind, channels, states, length, pairs, u.dtype)
+        for met in _watching:
+            met.add(problem)
+        tried = _tried.get(EVERY_SCAN) or _tried.get(problem.key)
         if tried is not None:
             return tried
     if u.is_cuda and not torch.are_deterministic_algorithms_enabled():
@@ -213,7 +235,7 @@ def _measured_or_rule(
     kind: Pass, channels: int, states: int, length: int, pairs: int, dtype: torch.dtype, device: torch.device
 ) -> ScanConfig:
     measured = _measured(torch.cuda.get_device_name(device))
-    found = measured.get(problem_key(kind, channels, states, length, pairs, dtype))
+    found = measured.get(Problem(kind, channels, states, length, pairs, dtype).key)
     return rule(kind, channels, states, length, pairs) if found is None else found
 
 
@@ -227,10 +249,15 @@ def override(key: str, config: ScanConfig) -> Iterator[None]:
         _tried.pop(key, None)  # another thread may have probed the same device
 
 
-def problem_key(kind: Pass, channels: int, states: int, length: int, pairs: int, dtype: torch.dtype) -> str:
-    """Scans that share one measurement: lengths within a factor of 2 do."""
-    size = str(dtype).removeprefix("torch.")
-    return f"{kind} {channels}x{states} 2^{(length - 1).bit_length()} x{pairs} {size}"
+@contextmanager
+def problems_met() -> Iterator[set[Problem]]:
+    """Collect the scans that are divided meanwhile."""
+    met: set[Problem] = set()
+    _watching.append(met)
+    try:
+        yield met
+    finally:
+        _watching[:] = [other for other in _watching if other is not met]
 
 
 def search(

@@ -167,6 +167,25 @@ def test_triton_gives_the_same_bits_every_time():
         assert torch.equal(value, second[name]), name
 
 
+def test_tuned_divisions_compute_what_the_rules_do(tmp_path, monkeypatch):
+    _triton()
+    from MambaSegLib.scan import triton_search, triton_tuning
+
+    made = tensors(64, 16, 4096)
+    walk = (1, 1, 4096), NATURAL_ORDER
+    by_rule = results(made, "triton", *walk)
+    every = triton_tuning.candidates
+    monkeypatch.setattr(triton_tuning, "candidates", lambda *problem: every(*problem)[:4])
+    monkeypatch.setattr(triton_tuning, "cache_file", lambda: tmp_path / "scan.json")
+    problems = [triton_tuning.Problem(kind, 64, 16, 4096, 1, torch.float32) for kind in ("forward", "backward")]
+    found = list(triton_search.tune(problems, torch.device(CUDA)))
+    assert all(one.tried > 1 and one.gain >= 1 for one in found)
+    assert (tmp_path / "scan.json").is_file()
+    assert_agree(results(made, "triton", *walk), by_rule, "triton")
+    triton_tuning._measured.cache_clear()
+    triton_tuning._measured_or_rule.cache_clear()
+
+
 def test_offsets_beyond_32_bits_are_right():
     """2**31 values and more in one tensor: the last tokens are computed as if they were alone with their past."""
     _triton()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from MambaSegLib import machine, scan
 from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle
-from MambaSegLib.commands import backend_check
+from MambaSegLib.commands import backend_check, scan_tuning
 from MambaSegLib.commands.backend_check import check_backends
 from MambaSegLib.commands.estimate import estimate
 from MambaSegLib.predictor import Predictor
@@ -167,3 +168,39 @@ def test_the_doctor_estimates_a_given_volume(
     words = ["doctor", "--model", str(tiny_bundle.path), "--input", str(tmp_path / "i.nii.gz"), "--scan", "pytorch"]
     assert main(words) == 0
     assert "1 tiles at the model's spacing (16 x 16 x 16 voxels)" in capsys.readouterr().out
+
+
+def test_scans_are_tuned_on_a_gpu_only(capsys: pytest.CaptureFixture[str], tiny_bundle: Bundle) -> None:
+    words = ["doctor", "--quick", "--tune", "--model", str(tiny_bundle.path), "--device", "cpu", "--scan", "pytorch"]
+    assert main(words) == 3
+    assert "on an NVIDIA GPU; here" in capsys.readouterr().err
+
+
+def test_the_doctor_tells_what_tuning_gained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_bundle: Bundle
+) -> None:
+    pytest.importorskip("triton")
+    from MambaSegLib.scan import triton_search
+    from MambaSegLib.scan.triton_tuning import Problem, ScanConfig
+
+    problems = [Problem("forward", 8, 4, length, 1, torch.float32) for length in (4096, 4090, 512)]
+    watched = []
+
+    def scans_of(predictor: Predictor) -> set[Problem]:
+        watched.append(in_truth(predictor))
+        return set(problems)
+
+    def tune(asked: list[Problem], device: torch.device) -> Iterator[triton_search.Finding]:
+        for problem in asked:
+            yield triton_search.Finding(problem, ScanConfig(4, 4, 64), 1.25, 30)
+
+    in_truth = scan_tuning._scans_of
+    monkeypatch.setattr(scan_tuning, "_scans_of", scans_of)
+    monkeypatch.setattr(triton_search, "tune", tune)
+    monkeypatch.setattr(Predictor, "_backend_on", lambda self, device: "triton")
+    words = ["doctor", "--quick", "--tune", "--model", str(tiny_bundle.path), "--device", "cpu", "--scan", "pytorch"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("1.25 times as fast as before (30 divisions tried)") == 2
+    assert "forward 8x4 4096 x1 float32" in printed
+    assert watched == [set()]  # the CPU's scan is divided otherwise

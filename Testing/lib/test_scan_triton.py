@@ -23,11 +23,11 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("the kernels are compiled here; Testing/gpu tests them", allow_module_level=True)
 
-from MambaSegLib.scan import triton_backend, triton_launch, triton_tuning
+from MambaSegLib.scan import triton_backend, triton_launch, triton_search, triton_tuning
 from MambaSegLib.scan.arguments import Convolution, Scan, Scans
 from MambaSegLib.scan.order import NATURAL_ORDER, ScanOrder
 from MambaSegLib.scan.pytorch_backend import causal_conv1d, selective_scan_sequential
-from MambaSegLib.scan.triton_tuning import ScanConfig
+from MambaSegLib.scan.triton_tuning import Problem, ScanConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -423,6 +423,49 @@ def test_a_search_takes_the_fastest_and_passes_over_what_fails():
     assert len(times) == 2
     with pytest.raises(RuntimeError, match="no division"):
         triton_tuning.search(options[2:], seconds)
+
+
+def test_scans_that_share_a_measurement_fit_into_its_one_chunk():
+    def key(length: int) -> str:
+        return Problem("forward", 64, 32, length, 1, torch.bfloat16).key
+
+    assert key(864) == key(896) == "forward 64x32 896 x1 bfloat16"
+    assert key(864) != key(1000)
+    assert key(1_769_472) == key(1_200_000) == "forward 64x32 2^21 x1 bfloat16"
+
+
+def test_the_scans_a_network_makes_are_tuned_and_used_from_then_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton_tuning, "config_for", BY_RULE)
+    case = Case(grid=(1, 1, 6), channels=2, states=2)
+    with triton_tuning.problems_met() as met:
+        results(case, tensors_of(case))
+    results(case, tensors_of(case))  # nobody watches any more
+    problems = [Problem(kind, 2, 2, 6, 1, torch.float32) for kind in ("backward", "forward")]
+    assert sorted(met) == problems
+    slow, fast, failing = ScanConfig(4, 4, 8), ScanConfig(4, 4, 4), ScanConfig(8, 4, 4)
+    compute, measured = triton_search._once, []
+
+    def once(run: Any, device: Any) -> float:
+        (config,) = triton_tuning._tried.values()
+        if config == failing:
+            msg = "out of resources: registers"
+            raise RuntimeError(msg)
+        compute(run, device)
+        measured.append(config)
+        return 1.0 if config == fast else 2.0
+
+    monkeypatch.setattr(triton_search, "_once", once)
+    monkeypatch.setattr(triton_search, "REPEATS", 1)
+    monkeypatch.setattr(triton_tuning, "candidates", lambda *_: (slow, failing, fast))
+    monkeypatch.setattr(triton_tuning, "cache_file", lambda: tmp_path / "scan.json")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    found = list(triton_search.tune(problems, torch.device("cpu")))
+    assert [(one.problem, one.best, one.gain, one.tried) for one in found] == [(p, fast, 2.0, 2) for p in problems]
+    assert measured == 2 * [slow, slow, fast, fast]
+    for problem in problems:
+        assert triton_tuning._measured_or_rule(*problem, torch.device("cuda:5")) == fast
+    triton_tuning._measured.cache_clear()
+    triton_tuning._measured_or_rule.cache_clear()
 
 
 def test_what_was_measured_is_remembered_by_gpu_and_a_damaged_file_is_passed_over(tmp_path, monkeypatch, caplog):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from measuring import Row, Run, Settings, race, wait
+from measuring import Row, Run, Settings, race
 from torch import Tensor
 
 from MambaSegLib.scan import list_backends, selective_scan
@@ -143,27 +143,14 @@ def _eight(case: str, stage: tuple[int, int, int], gradient: bool, settings: Set
 
 def tune(settings: Settings) -> Iterator[str]:
     """Measure the divisions of `triton_tuning.candidates` at every stage, and keep the fastest for this GPU."""
-    from measuring import _seconds
+    from MambaSegLib.scan.triton_search import tune as search
+    from MambaSegLib.scan.triton_tuning import Problem
 
-    from MambaSegLib.scan import triton_tuning
-
-    gpu = torch.cuda.get_device_name(settings.device)
-    for name, stage in STAGES.items():
-        length, channels, states = stage
-        for pairs in (1, 2, 8):  # one direction, one both ways or in two images, the eight of a released layer
-            for kind in ("forward", "backward"):
-                made = tensors(stage, torch.bfloat16, settings.device, pairs)
-                run = _runner("triton", made, gradient=kind == "backward")
-                key = triton_tuning.problem_key(kind, channels, states, length, pairs, torch.bfloat16)
-
-                def seconds(config: triton_tuning.ScanConfig, key: str = key, run: Run = run) -> float:
-                    with triton_tuning.override(key, config):
-                        run()
-                        wait(settings.device)
-                        return min(_seconds(run, settings.device) for _ in range(3))
-
-                options = triton_tuning.candidates(kind, channels, states, length, pairs)
-                best, times = triton_tuning.search(options, seconds)
-                triton_tuning.remember(gpu, {key: best})
-                gain = times[options[0]] / times[best] if options[0] in times else float("nan")
-                yield f"{name}, {pairs} at once, {kind}: {best}, {gain:.2f} x the rule's"
+    problems = [
+        Problem(kind, channels, states, length, pairs, torch.bfloat16)
+        for length, channels, states in STAGES.values()
+        for pairs in (1, 2, 8)  # one direction, one both ways or in two images, the eight of a released layer
+        for kind in ("forward", "backward")
+    ]
+    for found in search(problems, torch.device(settings.device)):
+        yield f"{found.problem.key}: {found.best}, {found.gain:.2f} x the rule's"
