@@ -144,6 +144,9 @@ def labels_from_segmentation(path: Path, on_notice: Callable[[str], None]) -> La
     for text in (*raw.notices, notice):
         if text:
             on_notice(f"{path}: {text}")
+    if not segments and layers.any():
+        msg = f"{path} describes no segment, but holds voxels of some; to read it as a plain label map, name it .nrrd"
+        raise InputError(msg)
     values = [segment.stored_value for segment in segments]
     renumber = len(set(values)) < len(values)
     array = np.zeros(layers.shape[1:], np.uint16)
@@ -159,6 +162,9 @@ def labels_from_segmentation(path: Path, on_notice: Callable[[str], None]) -> La
         value = number if renumber else segment.stored_value
         array[mask] = value
         table.append(Label(value, segment.label.name, segment.label.color, segment.label.terminology))
+    lost = np.count_nonzero(layers) - np.count_nonzero(array)
+    if lost:
+        on_notice(f"{path}: {lost} voxels belong to none of its segments and were left out")
     if array.max(initial=0) < 256:
         array = array.astype(np.uint8)
     return Labels(array, geometry, tuple(table), _own_tags(header, segments))

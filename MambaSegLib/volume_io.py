@@ -28,6 +28,7 @@ from MambaSegLib.volume import Labels, Volume
 __all__ = [
     "check_output_path",
     "files_of",
+    "is_dicom",
     "read_channels",
     "read_labels",
     "read_volume",
@@ -192,10 +193,15 @@ def read_labels(path: PathLike, *, on_notice: Notify = log) -> Labels:
 
 
 def files_of(path: PathLike) -> tuple[Path, ...]:
-    """The files an image is in: all of a folder, a header and the file its voxels are in, or one file."""
+    """The files an image is in: all of a folder, a header and the file its voxels are in, or one file.
+
+    A DICOM file stands for its series: what lies beside it, and in folders there, belongs to it if it is DICOM, too.
+    """
     path = Path(path)
     if path.is_dir():
         return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    if is_dicom(path):
+        return tuple(file for file in files_of(path.parent) if is_dicom(file))
     name = path.name.lower()
     try:
         if name.endswith(NRRD_SUFFIXES):
@@ -205,6 +211,11 @@ def files_of(path: PathLike) -> tuple[Path, ...]:
     except InputError:  # reading it says what is wrong
         return (path,)
     return (path,)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its name or its first bytes."""
+    return path.is_file() and (path.name.lower().endswith(DICOM_SUFFIXES) or has_dicom_magic(path))
 
 
 def _unnamed(value: int) -> Label:
@@ -227,7 +238,7 @@ def _read_raw(path: Path, frame: int | None, series: str | None) -> RawImage:
     name = path.name.lower()
     if not path.is_dir():
         check_readable(path)  # first of all: opening a pipe would wait for ever
-    if path.is_dir() or (path.is_file() and name.endswith(DICOM_SUFFIXES)) or has_dicom_magic(path):
+    if path.is_dir() or is_dicom(path):
         from MambaSegLib.dicom_series import read_dicom
 
         return read_dicom(path, frame, series)

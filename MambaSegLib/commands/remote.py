@@ -7,7 +7,7 @@ import re
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,11 @@ _KINDS = {2: InputError, 3: EnvironmentProblemError, 130: CancelledError}
 _UNREACHABLE, _NOT_FOUND = 255, 127
 _LAST_WORDS_S = 5.0
 _OPTION_AND_FILE = re.compile(r"(--[^=]+=|-o)?(.*)", re.DOTALL)
+_VALUES = dict.fromkeys(
+    ("--device", "--scan", "--folds", "--quality", "--overlap", "--engine", "--threads", "--frame", "--series",
+     "--replace-nonfinite", "--format", "--pattern"), 1
+) | {"--roi": 6}  # fmt: skip
+"""How many words that are no files follow an option."""
 _SSH_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=15")
 _EPILOG = """example:
   mambaseg remote ada@gpu-server segment t1.nii.gz -o t1.seg.nrrd
@@ -167,7 +172,7 @@ def _job(words: Sequence[str]) -> _Job:
     for number, word in enumerate(inputs):
         name, path = _named(word)
         names[word] = name + _add(job, path, f"in/{number}")
-    job.words = [_there(word, names) for word in _without_model(words)]
+    job.words = list(_there(_without_model(words), names))
     if words[0] != "doctor" or inputs:
         bundle = load_bundle(parsed.model, models_dir=parsed.models_dir)
         # Sent along, so that it is this very model that computes there.
@@ -187,10 +192,19 @@ def _without_model(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _there(word: str, names: Mapping[str, str]) -> str:
-    """A word with the name its file has on the other computer: "FILE", "./FILE", "FOLDER/", "--output=FILE", "-oFILE"."""
-    option, file = _OPTION_AND_FILE.fullmatch(word).groups("")  # type: ignore[union-attr] # it fits any text
-    return str(option + (names.get(file) or names.get(str(Path(file))) or file))
+def _there(words: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
+    """Words with the names their files have on the other computer: "FILE", "./FILE", "FOLDER/", "--output=FILE", "-oFILE".
+
+    What follows an option that takes no file stays, even if a file is called so: --frame 1, of the folder 1.
+    """
+    values = 0
+    for word in words:
+        option, file = _OPTION_AND_FILE.fullmatch(word).groups("")  # type: ignore[union-attr] # it fits any text
+        if values > 0 or option.rstrip("=") in _VALUES:
+            yield word
+        else:
+            yield option + (names.get(file) or names.get(str(Path(file))) or file)
+        values = _VALUES.get(word, values - 1)
 
 
 def _named(word: str) -> tuple[str, Path]:
@@ -210,7 +224,8 @@ def _add(job: _Job, path: Path, name: str, leave_out: Path | None = None) -> str
                 continue
             job.files[f"{name}/{file.relative_to(path).as_posix()}"] = file
         return name
-    job.files |= {f"{name}/{file.name}": file for file in files_of(path)}
+    # All lie beside the file that was named, or in folders there.
+    job.files |= {f"{name}/{file.relative_to(path.parent).as_posix()}": file for file in files_of(path)}
     return f"{name}/{path.name}"
 
 

@@ -117,6 +117,32 @@ def test_a_folder_with_a_slash_behind_its_name_is_sent(
     assert job.words[:4] == ["batch", "in/images", "-o", "out/cases"]
 
 
+@pytest.mark.parametrize("option", ["--frame", "--series", "--folds", "--roi", "--overlap"])
+def test_the_value_of_an_option_is_never_taken_for_a_file(
+    option: str, tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0").mkdir()
+    image.rename(tmp_path / "0" / image.name)
+    values = ["0", "1", "0", "1", "0", "1"] if option == "--roi" else ["0"]
+    for words in (["0", option, *values], [option, *values, "--force", "0"]):
+        job = _job(["segment", *words, "-o", "x.nrrd"])
+        at = job.words.index(option)
+        assert job.words[at + 1 : at + 1 + len(values)] == values
+        assert job.words.count("in/0") == 1
+
+
+def test_a_dicom_file_is_sent_with_its_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "study"
+    (folder / "more").mkdir(parents=True)
+    for name in ("1.dcm", "2.dcm", "more/IM3"):
+        (folder / name).write_bytes(bytes(128) + b"DICM")
+    (folder / "notes.txt").write_text("not DICOM")
+    job = _job(["segment", str(folder / "1.dcm"), "-o", str(tmp_path / "x.nrrd")])
+    assert {name for name in job.files if name.startswith("in/0/")} == {"in/0/1.dcm", "in/0/2.dcm", "in/0/more/IM3"}
+    assert job.words[1] == "in/0/1.dcm"
+
+
 def test_an_image_in_two_files_is_sent_whole(tmp_path: Path) -> None:
     (tmp_path / "a.mhd").write_text("NDims = 3\nElementDataFile = voxels.raw\n")
     (tmp_path / "voxels.raw").write_bytes(b"x")

@@ -154,6 +154,21 @@ def test_layers_that_overlap_are_refused(tmp_path):
         read_labels(tmp_path / "a.seg.nrrd")
 
 
+def test_voxels_of_no_segment_are_left_out_with_a_notice_and_a_file_without_any_segment_is_refused(tmp_path):
+    a = np.zeros((3, 4, 5))
+    a[0], a[1, 0] = 1, 7
+    notices = []
+    layered(tmp_path / "a.seg.nrrd", [a], [(1, 0)])
+    found = read_labels(tmp_path / "a.seg.nrrd", on_notice=notices.append)
+    assert np.array_equal(found.array, a == 1)
+    assert [notice for notice in notices if "5 voxels belong to none of its segments" in notice]
+    layered(tmp_path / "b.seg.nrrd", [a], [])
+    with pytest.raises(InputError, match=r"describes no segment.*name it \.nrrd"):
+        read_labels(tmp_path / "b.seg.nrrd")
+    layered(tmp_path / "c.seg.nrrd", [0 * a], [])
+    assert not read_labels(tmp_path / "c.seg.nrrd").array.any()
+
+
 def test_a_nrrd_with_segments_inside_keeps_its_names_under_any_name(tmp_path, labels):
     labels.write(tmp_path / "a.seg.nrrd")
     (tmp_path / "a.seg.nrrd").rename(tmp_path / "b.nrrd")
