@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from MambaSegTraining import augmentation
-from MambaSegTraining.augmentation import augment, nnunet_augmentation, plan_geometric, rotated_extent, seeded_globals
+from MambaSegTraining.augmentation import augment, nnunet_augmentation, plan_geometric, reach, seeded_globals
 from MambaSegTraining.patches import Patch, cut_patch, random_generator
 from MambaSegTraining.store import StoredCase
 
@@ -92,10 +92,30 @@ def test_masked_channels_stay_zero_outside(plan):
         assert (image[0][labels == 0] == 0).all()
 
 
-def test_a_rotated_box_fits_into_its_extent():
-    """A square of 10 turned by 45 degrees is 10 * sqrt(2) wide."""
-    assert rotated_extent((4, 10, 10), (math.pi / 4, 0.0, 0.0)) == (4, 15, 15)
-    assert rotated_extent((4, 10, 10), (0.0, 0.0, 0.0)) == (4, 10, 10)
+def test_what_is_cut_holds_a_turned_box_with_a_margin_and_a_scaled_one():
+    """A square of 10 turned by 45 degrees is 10 * sqrt(2) = 14.14 wide, and 14.14 / 0.85 = 16.6; scaled by 1.4, 14 wide."""
+    assert reach((4, 10, 10), (math.pi / 4, 0.0, 0.0)) == (6, 17, 17)
+    assert reach((4, 10, 10), (0.0, 0.0, 0.0)) == (6, 14, 14)
+
+
+@pytest.mark.parametrize("size", [(12, 12, 12), (6, 16, 12)])
+def test_a_patch_that_is_scaled_or_turned_about_one_axis_finds_image_everywhere(plan, size, monkeypatch):
+    """In the middle of an image of ones, nothing else may be found; before, the largest scalings found zeros at the sides."""
+    monkeypatch.setattr(augmentation, "_intensity", lambda geometric: [])
+    case = StoredCase(
+        "a", np.ones((1, 64, 64, 64), np.float32), np.ones((64, 64, 64), np.uint8), {1: np.full((1, 3), 32)}
+    )
+    transform = nnunet_augmentation(replace(plan, network=replace(plan.network, patch_size=size)))
+    spatial = transform.transforms[0]
+    wider = plan_geometric(size).initial_size
+    patch = cut_patch(case, size, True, random_generator((0,)), wider)
+    for scale, axis in [(1.4, None), (0.7, None), *((1.0, axis) for axis in range(3))]:
+        spatial.p_scaling, spatial.scaling = 1.0, (scale, scale)
+        spatial.p_rotation, turn = 1.0, math.radians(30)
+        spatial.rotation = lambda image, dim, axis=axis, turn=turn: turn if dim == axis else 0.0
+        image, labels = augment(transform, patch, (False,), random_generator((1,)))
+        assert (image - 1).abs().max() < 1e-5, (scale, axis)
+        assert (labels == 1).all(), (scale, axis)
 
 
 def test_thin_patches_are_rotated_in_their_plane_only():

@@ -15,7 +15,7 @@ from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.settings import read_settings
 
 from MambaSegLib.bundle import load_bundle
-from MambaSegLib.errors import BundleError, InputError
+from MambaSegLib.errors import InputError
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.volume_io import read_channels
 
@@ -59,11 +59,24 @@ def test_the_average_of_the_weights_is_what_is_exported(validated_run):
     assert not np.array_equal(final[name], checkpoint["network"][name])
 
 
-def test_export_wants_a_stated_use(validated_run, config_file, tmp_path):
-    config_file.write_text(config_file.read_text().replace('intended_use = "Tests."', ""))
-    with pytest.raises(BundleError, match="intended_use"):
-        export_bundle(RunFolder(validated_run), read_settings(config_file), tmp_path / "bundle")
+def test_export_wants_all_that_is_to_be_said_and_names_what_lacks_at_once(validated_run, config_file, tmp_path, capsys):
+    text = config_file.read_text().replace('intended_use = "Tests."', "").replace('weights_license = "CC0-1.0"', "")
+    config_file.write_text(text.replace('name = "Balls"', ""))  # that of the run counts
+    command = ["export", str(validated_run), str(tmp_path / "bundle"), "--config", str(config_file)]
+    assert main(command) == 2
+    assert (
+        "the configuration lacks bundle.weights_license, bundle.intended_use. Fill that in" in capsys.readouterr().err
+    )
     assert not (tmp_path / "bundle").exists()
+
+
+def test_name_and_license_of_the_data_set_are_those_of_dataset_json_unless_stated(ball_dataset, config_file, tmp_path):
+    config_file.write_text(config_file.read_text().replace('name = "Balls"', "").replace('license = "CC0-1.0"', "", 1))
+    path = ball_dataset / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "Bright balls", "licence": "CC-BY-4.0"}))
+    assert main(["plan", str(ball_dataset), str(tmp_path / "run"), "--config", str(config_file), "--workers", "0"]) == 0
+    about = RunFolder(tmp_path / "run").read_settings().dataset
+    assert (about.name, about.license) == ("Bright balls", "CC-BY-4.0")
 
 
 def test_export_wants_every_trained_fold_to_be_validated(validated_run, config_file, tmp_path):

@@ -15,7 +15,7 @@ from MambaSegLib.errors import EnvironmentProblemError, MambaSegError
 from MambaSegTraining.commands.bars import case_bar, step_bar
 from MambaSegTraining.commands.device import device_of
 from MambaSegTraining.run_folder import RunFolder
-from MambaSegTraining.settings import read_settings
+from MambaSegTraining.settings import completed, read_settings
 
 if TYPE_CHECKING:
     from MambaSegTraining.ranks import Ranks
@@ -216,7 +216,9 @@ def run_export(options: argparse.Namespace) -> int:
     from MambaSegTraining.export import export_bundle
 
     run = RunFolder(options.run_dir)
-    settings = read_settings(options.config) if options.config else run.read_settings()
+    settings = planned = run.read_settings()
+    if options.config:
+        settings = completed(read_settings(options.config), planned.dataset.name, planned.dataset.license)
     bundle = export_bundle(run, settings, options.output, half=options.half, force=options.force)
     print(f"{bundle.name} {bundle.manifest.version}: {bundle.path}")
     return 0

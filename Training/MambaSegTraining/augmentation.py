@@ -17,6 +17,9 @@ from MambaSegTraining.patches import Patch
 
 ISOTROPIC_ROTATION = math.radians(30)
 SCALING = (0.7, 1.4)
+"""Of the steps between voxels: 1.4 shrinks what is seen and reaches 1.4 times as far."""
+MARGIN = 1 / 0.85
+"""What nnU-Net cuts more than rotations ask for (`get_patch_size` with its trainer's scale range)."""
 ANISOTROPY_THRESHOLD = 3
 
 
@@ -39,17 +42,17 @@ def plan_geometric(patch_size: IntTriple) -> Geometric:
     """nnU-Net's rules: any in-plane angle for patches three times wider than thick, 30 degrees otherwise."""
     in_plane = max(patch_size) / patch_size[0] > ANISOTROPY_THRESHOLD
     if in_plane:
-        _, height, width = rotated_extent(patch_size, (math.pi, 0.0, 0.0))
+        _, height, width = reach(patch_size, (math.pi, 0.0, 0.0))
         return Geometric((math.pi, 0.0, 0.0), True, (patch_size[0], height, width))
     angles = (ISOTROPIC_ROTATION,) * 3
-    return Geometric(angles, False, rotated_extent(patch_size, angles))
+    return Geometric(angles, False, reach(patch_size, angles))
 
 
-def rotated_extent(size: IntTriple, angles: Triple) -> IntTriple:
-    """Voxels along each axis that hold the box `size` under any rotation up to `angles`, one axis at a time.
+def reach(size: IntTriple, angles: Triple) -> IntTriple:
+    """Voxels along each axis in which the box `size` lies under any rotation up to `angles`, one axis at a time, or scaling.
 
-    The largest scaling is covered, too. Rotations about several axes at once may reach further; what they find there
-    is 0, as it is for any image border.
+    A margin is for both at once and for rotations about several axes; where these reach further, they find 0, as at any border
+    of an image.
     """
     extent = np.asarray(size, dtype=float)
     for axis, largest in enumerate(angles):
@@ -58,7 +61,8 @@ def rotated_extent(size: IntTriple, angles: Triple) -> IntTriple:
             along, across = abs(math.cos(angle)), abs(math.sin(angle))
             extent[first] = max(extent[first], size[first] * along + size[second] * across)
             extent[second] = max(extent[second], size[second] * along + size[first] * across)
-    z, y, x = (math.ceil(length) for length in extent)
+    scaled = np.asarray(size) * SCALING[1]
+    z, y, x = (math.ceil(round(length, 6)) for length in np.maximum(extent * MARGIN, scaled))
     return z, y, x
 
 

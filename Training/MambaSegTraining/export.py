@@ -38,9 +38,9 @@ def export_bundle(
 
     Raises:
         InputError: If a fold was trained but not validated, validated in another way than the others (weights,
-            mirroring), or nothing was trained.
-        BundleError: If name, licenses, intended use or limits are missing.
+            mirroring), or nothing was trained; or if name, licenses, intended use or limits are missing.
     """
+    _require_statements(settings)
     folds, scores = run.trained_folds(), read_scores(run)
     if not folds:
         msg = f"No fold of {run.path} is trained to its end."
@@ -73,6 +73,22 @@ def export_bundle(
     )
     weights = {fold: load_weights(weights_file(run, fold, kinds.copy().pop())) for fold in folds}
     return save_bundle(manifest, weights, target, half=half, force=force)
+
+
+def _require_statements(settings: Settings) -> None:
+    about, bundle = settings.dataset, settings.bundle
+    stated = {
+        "dataset.name": about.name, "dataset.license": about.license, "bundle.name": bundle.name,
+        "bundle.description": bundle.description, "bundle.weights_license": bundle.weights_license,
+        "bundle.intended_use": bundle.intended_use, "bundle.limits": bundle.limits,
+    }  # fmt: skip
+    missing = [name for name, text in stated.items() if not text.strip()]
+    if missing:
+        msg = (
+            f"A model is shared only with all that is said about it; the configuration lacks {', '.join(missing)}. Fill that in "
+            "and export with --config FILE; nothing has to be trained again."
+        )
+        raise InputError(msg)
 
 
 def save_working_bundle(run: RunFolder, fold: int, weights: str) -> Bundle:

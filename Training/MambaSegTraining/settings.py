@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,12 @@ class Settings:
     recipe: Recipe = field(default_factory=Recipe)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     bundle: BundleSettings = field(default_factory=BundleSettings)
+
+
+def completed(settings: Settings, name: str, license_text: str) -> Settings:
+    """Settings with the data set's name and license where the configuration leaves them out."""
+    about = settings.dataset
+    return replace(settings, dataset=replace(about, name=about.name or name, license=about.license or license_text))
 
 
 def read_settings(path: Path) -> Settings:

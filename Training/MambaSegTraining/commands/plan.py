@@ -37,11 +37,12 @@ def run_plan(options: argparse.Namespace) -> int:
     from MambaSegTraining.memory_budget import describe_memory
     from MambaSegTraining.planning import make_plan
     from MambaSegTraining.replanning import check_trained_folds
-    from MambaSegTraining.settings import Settings, read_settings
+    from MambaSegTraining.settings import Settings, completed, read_settings
     from MambaSegTraining.split_choice import splits_of
 
     settings = read_settings(options.config) if options.config else Settings()
     dataset = read_dataset(options.dataset.resolve())
+    settings = completed(settings, dataset.name, dataset.license)
     splits = splits_of(dataset, settings)
     check_leakage(splits, force=options.force_leaks)  # by name, before the images take their time
     contents: list[CaseContent] = []
