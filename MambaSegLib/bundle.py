@@ -243,7 +243,7 @@ def _unknown_model(name: str, models_dir: Path | None) -> BundleError:
     known = sorted({*model_names(BUNDLED_MODELS), *model_names(folder)})
     listing = ", ".join(known) if known else "none yet"
     return BundleError(
-        f'There is no model "{name}". Models here: {listing}. '
+        f'There is no model "{name if len(name) <= 200 else name[:200] + "..."}". Models here: {listing}. '
         "Give one of these names, or the path of a model's folder or .zip file."
     )
 

@@ -7,7 +7,7 @@ and an archive with anything that has no business in a model (a path that climbs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -102,7 +102,7 @@ class ZipFiles:
         self._archive = SafeZip(path, MAX_ENTRIES)
         top = _top_folder(self._archive.names)
         self._stored = {name.removeprefix(top): name for name in self._archive.names}
-        _check_names(path, self._stored)
+        _check_names(path, list(self._stored))
         self._sizes = {name: self._archive.size(stored) for name, stored in self._stored.items()}
         _check_sizes(path, self._sizes)
 
@@ -122,7 +122,9 @@ class ZipFiles:
 
 def _folder_names(path: Path) -> list[str]:
     names = []
-    for entry in _entries_of(path):
+    entries = _entries_of(path)
+    _check_is_model(path, [entry.relative_to(path).as_posix() for entry in entries])
+    for entry in entries:
         name = entry.relative_to(path).as_posix()
         if entry.is_symlink():
             message = f"{name} in {path} is a link. Put the file itself into the folder."
@@ -154,14 +156,17 @@ def _top_folder(names: Sequence[str]) -> str:
     return ""
 
 
-def _check_names(path: Path, names: Iterable[str]) -> None:
-    listed = list(names)
-    if MANIFEST_FILE not in listed:
+def _check_is_model(path: Path, names: Sequence[str]) -> None:
+    if MANIFEST_FILE not in names:
         message = f"{path} holds no {MANIFEST_FILE}. It is not a MambaSegmentation model."
-        if is_trained_nnunet(path, listed):
+        if is_trained_nnunet(path, names):
             message = f"{path} is a model of nnU-Net. Convert it first: mambaseg models convert {path} -o BUNDLE"
         raise BundleError(message)
-    for name in listed:
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    _check_is_model(path, names)
+    for name in names:
         if max_bytes(name) is None:
             shown = name[:100].encode("unicode_escape").decode("ascii")
             message = f'{path} holds "{shown}", a file that has no place in a model. It is refused.'

@@ -184,6 +184,9 @@ class Predictor:
         from MambaSegLib.memory_ladder import explain_lack_of_memory
         from MambaSegLib.postprocessing import to_labels
 
+        if not isinstance(volume, Volume):
+            msg = f"a Volume is needed, as read_volume returns it; found {type(volume).__name__}"
+            raise InputError(msg)
         report, tell = progress or _ignore, on_notice or _ignore
         plan = self.bundle.manifest.plan
         with explain_lack_of_memory():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -92,10 +93,13 @@ def run(arguments: argparse.Namespace, reporter: Reporter) -> int:
     """Segment every case of a folder."""
     bundle = load_bundle(arguments.model, models_dir=arguments.models_dir)
     channels = [channel.name for channel in bundle.manifest.plan.channels]
-    if arguments.output.resolve() == arguments.folder.resolve():
+    if os.path.realpath(arguments.output) == os.path.realpath(arguments.folder):
         message = "The output folder is the input folder. Choose another, so that results are not taken for images."
         raise InputError(message)
     cases = find_cases(arguments.folder, channels, parse_patterns(arguments.pattern), arguments.output)
+    if arguments.output.exists() and not arguments.output.is_dir():
+        message = f"The output {arguments.output} is a file; choose a folder."
+        raise InputError(message)
     arguments.output.mkdir(parents=True, exist_ok=True)
     _check_folder(arguments, cases)
     plan = bundle.manifest.plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,11 +64,14 @@ def find_cases(
     """
     if not folder.is_dir():
         message = f"The input folder {folder} does not exist."
+        if folder.exists():
+            message = f"{folder} is a file; a folder of images is needed. `mambaseg segment` takes one image."
         raise InputError(message)
     found = _by_pattern(folder, channels, patterns) if patterns else _by_number(folder, channels)
     grouped: dict[str, dict[str, Path]] = {}
     for case, channel, path in found:
-        if output is not None and path.resolve().is_relative_to(output.resolve()):
+        # Path.resolve fails at a link to itself.
+        if output is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
             continue
         images = grouped.setdefault(case, {})
         if channel in images:

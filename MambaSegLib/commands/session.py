@@ -74,6 +74,9 @@ def parse_inputs(words: Sequence[str]) -> Inputs:
     if named and plain:
         message = f"Name all images or none: {', '.join(named)} have names, {plain[0]} has not."
         raise InputError(message)
+    if "" in words:  # as from a shell's variable that is not set; it would be the folder the command runs in
+        message = "The name of an input is empty."
+        raise InputError(message)
     for path in named.values() if named else plain:
         if not path.exists():
             message = f"The input {path} does not exist."

@@ -392,6 +392,8 @@ def test_a_path_without_a_model_says_so(tmp_path: Path, tiny_bundle: Bundle) -> 
     (tmp_path / "empty").mkdir()
     assert "is not a .zip archive" in refusal(tmp_path / "text.zip")
     assert "holds no bundle.json" in refusal(tmp_path / "empty")
+    (tmp_path / "empty" / "a link").symlink_to("elsewhere")  # that it is no model comes first
+    assert "holds no bundle.json" in refusal(tmp_path / "empty")
     shutil.rmtree(tiny_bundle.path)
     assert "There is no model" in refusal(tiny_bundle.path)
 

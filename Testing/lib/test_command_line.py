@@ -168,7 +168,10 @@ def test_a_region_given_in_ras_is_the_region_segmented(
         (["models", "show", "nothing"], 2, 'There is no model "nothing"'),
         (["models", "remove", "nothing"], 2, 'There is no installed model "nothing"'),
         (["models", "install", "ftp://example.org/m.zip"], 2, 'not from "ftp:"'),
+        (["segment", "", "-o", "{tmp}/o.nii.gz"], 2, "The name of an input is empty"),
         (["batch", "{tmp}/none", "-o", "{tmp}/out"], 2, "does not exist"),
+        (["batch", "{image}", "-o", "{tmp}/out"], 2, "image.nii.gz is a file; a folder of images is needed"),
+        (["batch", "{tmp}", "-o", "{image}"], 2, "image.nii.gz is a file; choose a folder"),
     ],
 )
 def test_what_cannot_work_ends_with_its_code_and_a_message_before_any_output(

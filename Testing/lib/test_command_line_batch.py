@@ -209,6 +209,17 @@ def test_a_name_that_is_no_text_is_kept(tmp_path: Path) -> None:
     assert OutcomeTable(tmp_path, ["L"]).is_done(name, "k", tmp_path / "a.nrrd")
 
 
+def test_a_link_to_itself_is_a_case_that_fails_and_stops_no_other(
+    tmp_path: Path, images: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "loop.nii.gz").symlink_to("loop.nii.gz")
+    words = ["batch", str(images), "-o", str(tmp_path / "out"), "--model", str(tiny_bundle.path), *QUICK, "--events"]
+    assert main(words) == 2
+    found = statuses(capsys.readouterr().out)
+    assert found["loop"] == "failed"
+    assert found["a"] == "done"
+
+
 def test_results_in_the_folder_of_images_are_no_images(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nrrd", 1)
     (tmp_path / "out").mkdir()

@@ -309,6 +309,12 @@ def test_a_missing_channel_is_named():
         predictor(plan, Threshold()).predict(axial(blocks()))
 
 
+@pytest.mark.parametrize("image", ["t1.nii.gz", np.zeros((4, 4, 4))])
+def test_what_is_no_volume_is_refused_in_words(image):
+    with pytest.raises(InputError, match=r"a Volume is needed, as read_volume returns it; found (str|ndarray)"):
+        predictor().predict(image)
+
+
 def test_channels_arrive_by_name():
     plan = make_plan(names=("T1", "FLAIR"))
     array = np.stack([np.full_like(blocks(), 7), blocks()])
