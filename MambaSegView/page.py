@@ -12,6 +12,9 @@ from trame_slicer.app.ui import create_vertical_slice_view_gutter_ui
 from MambaSegLib.model_card import DISCLAIMER
 
 BUSY = ("busy",)
+EDGE = "text-shadow: 0 0 2px #000, 0 0 4px #000, 0 0 6px #000"
+WRAP = "white-space: pre-line; overflow-wrap: anywhere"
+"""Of messages: they may hold long paths."""
 STYLE = """
 html { overflow: hidden; }
 .details td { padding: 0 12px 6px 0; vertical-align: top; overflow-wrap: anywhere; }
@@ -37,7 +40,12 @@ def build(server: Any, layouts: Any, actions: Any, key: str) -> Any:
         with v3.VAppBar(density="compact", flat=True, border="b"):
             v3.VAppBarTitle("Mamba Segmentation")
             _channels()
-            html.Div("{{ image }}", classes="text-medium-emphasis text-body-2 px-4", id="image")
+            html.Div(
+                "{{ image }}",
+                classes="text-medium-emphasis text-body-2 px-4 text-truncate",
+                id="image",
+                title=("image",),
+            )
         with v3.VNavigationDrawer(permanent=True, width=380), html.Div(classes="pa-4 d-flex flex-column ga-3"):
             v3.VAlert(DISCLAIMER, type="warning", variant="tonal", density="compact", icon=False)
             _model()
@@ -56,7 +64,10 @@ def slice_view(server: Any, view_id: str, view: Any) -> None:
     create_vertical_slice_view_gutter_ui(server, view_id, view)
     orientation = view.get_orientation()
     bar = f"position: absolute; top: 0; left: 0; width: 100%; height: 3px; background: {SLICE_COLORS[orientation]}"
-    name = f"position: absolute; top: 6px; right: 10px; color: {SLICE_COLORS[orientation]}; pointer-events: none"
+    # A dark edge, since the image below may be bright.
+    name = (
+        f"position: absolute; top: 6px; right: 10px; color: {SLICE_COLORS[orientation]}; pointer-events: none; {EDGE}"
+    )
     html.Div(style=bar)
     html.Div(orientation, style=name, classes="text-body-2")
 
@@ -69,6 +80,7 @@ def _channels() -> None:
         mandatory=True,
         density="compact",
         variant="outlined",
+        classes="flex-shrink-0",
         id="channels",
         title="Channel that is shown",
     ):
@@ -122,7 +134,7 @@ def _work(actions: Any) -> None:
         v3.VBtn("Segment", click=actions.segment, disabled=BUSY, color="primary", id="segment", classes="flex-grow-1")
         v3.VBtn("Cancel", click=actions.cancel, disabled=("!busy",), variant="outlined", id="cancel")
     v3.VProgressLinear(model_value=("progress", 0), indeterminate=("busy && progress === 0",), height=8, rounded=True)
-    html.Div("{{ status }}", id="status", classes="text-body-2", style="white-space: pre-line")
+    html.Div("{{ status }}", id="status", classes="text-body-2", style=WRAP)
 
 
 def _messages() -> None:
@@ -134,7 +146,7 @@ def _messages() -> None:
         density="compact",
         closable=True,
         click_close="error = ''",
-        style="white-space: pre-line; overflow-wrap: anywhere",
+        style=WRAP,
         id="error",
     )
     v3.VAlert(

@@ -197,7 +197,9 @@ def _outside(geometry: Geometry) -> str:
     corners = geometry.to_world(np.array(list(product(*((-0.5, n - 0.5) for n in geometry.shape))))) * (-1, -1, 1)
     ranges = zip("xyz", corners.min(axis=0), corners.max(axis=0), strict=True)
     covered = ", ".join(f"{axis} {low:.1f} to {high:.1f}" for axis, low, high in ranges)
-    return f"The region of --roi lies outside the image, which covers {covered} mm (RAS). Take the bounds from an ROI in 3D Slicer."
+    return (
+        f"The region lies outside the image, which covers {covered} mm (RAS). Take its bounds from an ROI in 3D Slicer."
+    )
 
 
 def _check_statistics_path(path: Path) -> None:

@@ -95,10 +95,7 @@ class Segmenter:
             InputError: If a folder, the model or an option cannot be used, or a run is under way.
             EnvironmentProblemError: If a package is missing.
         """
-        self._checkIdle()
-        bundle = self._bundle(model)
-        checked = Options.checked(**options)
-        self._checkPackages(checked)
+        bundle, checked = self._ready(model, options)
         run = FolderRun(
             bundle,
             Path(inputFolder),
@@ -123,10 +120,7 @@ class Segmenter:
         **options: Any,
     ) -> DicomRun:
         """Start segmenting series of Slicer's DICOM database into a folder; see `startFolder`."""
-        self._checkIdle()
-        bundle = self._bundle(model)
-        checked = Options.checked(**options)
-        self._checkPackages(checked)
+        bundle, checked = self._ready(model, options)
         run = DicomRun(
             bundle,
             series,
@@ -184,6 +178,13 @@ class Segmenter:
     def folder(self) -> Path:
         """Folder of installed models."""
         return self.modelsFolder or default_models_folder()
+
+    def _ready(self, model: str, options: Mapping[str, Any]) -> tuple[Bundle, Options]:
+        """Model and options of a run that may start: no other is under way, and all packages are there."""
+        self._checkIdle()
+        bundle, checked = self._bundle(model), Options.checked(**options)
+        self._checkPackages(checked)
+        return bundle, checked
 
     def _request(self, nodes: Nodes, model: str, roiNode: Any, outputNode: Any, options: Mapping[str, Any]) -> Request:
         bundle = self._bundle(model)

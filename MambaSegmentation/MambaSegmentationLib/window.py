@@ -326,6 +326,7 @@ class Window:
         edited = any(change.isEdited for change in self._changes())
         if undo is not None and (not edited or self.dialogs.confirm(_("Undo the segmentation"), lost)):
             undo()
+            self.runs.warn([])
             self.runs.say(_("Undone. The scene is as it was before."))
         self._update()
 

@@ -151,7 +151,7 @@ def test_a_region_given_in_ras_is_the_region_segmented(
         (
             ["segment", "{image}", "-o", "{tmp}/o.nii.gz", "--roi", *["500", "510", "0", "9", "0", "9"]],
             2,
-            "--roi lies outside the image, which covers x",
+            "The region lies outside the image, which covers x",
         ),
         (
             ["segment", "{image}", "-o", "{tmp}/o.nii.gz", "--roi", *["0", "inf", "0", "9", "0", "9"]],

@@ -252,6 +252,7 @@ def test_undo_takes_everything_back(ready, scene, thresholdWorker):
     assert output.GetSegmentation().GetNumberOfSegments() == 1
     assert contents(scene) == before
     assert not ui.undoButton.isEnabled()
+    assert ui.warningLabel.text() == "", "what is gone needs no notice"
 
 
 def test_slicers_own_undo_works_where_it_is_on(ready, scene, thresholdWorker):

@@ -34,6 +34,6 @@ class ctkCollapsibleButton(qt.QWidget):
 
     def paintEvent(self, event: object) -> None:
         painter = qt.QPainter(self)
-        painter.fillRect(0, 0, self.width(), _HEADER_PIXELS, qt.QColor(225, 228, 232))
+        painter.fillRect(0, 0, self.width(), _HEADER_PIXELS, self.palette().color(qt.QPalette.Window).darker(106))
         painter.drawText(8, 17, ("▸ " if self._collapsed else "▾ ") + self._text)
         painter.end()
