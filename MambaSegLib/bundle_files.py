@@ -160,7 +160,10 @@ def _check_is_model(path: Path, names: Sequence[str]) -> None:
     if MANIFEST_FILE not in names:
         message = f"{path} holds no {MANIFEST_FILE}. It is not a MambaSegmentation model."
         if is_trained_nnunet(path, names):
-            message = f"{path} is a model of nnU-Net. Convert it first: mambaseg models convert {path} -o BUNDLE"
+            message = (
+                f"{path} is a model of nnU-Net. Convert it first, from a file on this computer: mambaseg models convert "
+                f"{path.name} -o BUNDLE"
+            )
         raise BundleError(message)
 
 

@@ -139,7 +139,8 @@ def open_trained(path: Path, configuration: str = "") -> TrainedModel:
 
 def is_trained_nnunet(path: Path, names: Sequence[str]) -> bool:
     """Whether a folder or .zip that holds these files is nnU-Net's, to tell its owner what to do."""
-    return any(name.rpartition("/")[2] == PLANS for name in names) or any(path.glob(f"*/{PLANS}"))
+    inside = any(name.rpartition("/")[2] == PLANS for name in names)
+    return inside or (path.is_dir() and any(path.glob(f"*/{PLANS}")))
 
 
 def _by_number(fold: str) -> tuple[bool, int]:

@@ -208,7 +208,7 @@ def test_whoever_adds_a_model_of_nnunet_is_told_how_to_convert_it(ready, tmp_pat
     window.dialogs.chooseFile = lambda: str(tmp_path / "exported.zip")
     ui.installButton.click()
     assert len(errors) == 1
-    assert f"mambaseg models convert {tmp_path / 'exported.zip'}" in errors[0]
+    assert "mambaseg models convert exported.zip" in errors[0]
 
 
 def test_weights_that_may_not_be_used_for_everything_are_kept_only_if_the_license_is_accepted(
