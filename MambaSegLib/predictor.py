@@ -327,10 +327,10 @@ class Predictor:
         )
 
     def _backend_on(self, device: torch.device) -> str:
-        from MambaSegLib.networks.mamba import MambaBlock
+        from MambaSegLib.networks.mamba import MambaScan
         from MambaSegLib.scan import resolve_backend
 
-        if not any(isinstance(module, MambaBlock) for network in self._networks for module in network.modules()):
+        if not any(isinstance(module, MambaScan) for network in self._networks for module in network.modules()):
             return NO_SCAN
         return resolve_backend(self._scan, str(device))
 

@@ -1,6 +1,7 @@
 """SegMamba and nnMamba: parameter counts, and their Mamba layers against plain Mamba blocks on rearranged tokens."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from MambaSegLib.networks import create_network
 from MambaSegLib.networks.mamba import MambaBlock
 from MambaSegLib.networks.nnmamba import SiameseMamba
 from MambaSegLib.networks.segmamba import ResidualBlock, TriOrientedMamba
-from MambaSegLib.plan import NetworkPlan
+from MambaSegLib.plan import NetworkPlan, StagePlan
+from MambaSegLib.predictor import Predictor
 from MambaSegLib.scan.order import NATURAL_ORDER
 
 GRID = (2, 3, 4)
@@ -112,3 +114,12 @@ def test_the_blocks_of_an_nnmamba_stage_share_their_mamba_layer():
 def test_options_that_cannot_be_built_are_refused(name, options):
     with pytest.raises(InputError, match="at least"):
         create_network(NetworkPlan(name, 1, 2, (32, 32, 32), (), options=options))
+
+
+@pytest.mark.parametrize(("name", "backend"), [("segmamba", "pytorch"), ("nnmamba", "pytorch"), ("nnunet", "none")])
+def test_a_prediction_names_the_backend_of_every_network_that_scans(name, backend):
+    stages = (StagePlan(4, (1, 1, 1), (3, 3, 3), 1), StagePlan(4, (2, 2, 2), (3, 3, 3), 1)) if name == "nnunet" else ()
+    plan = NetworkPlan(name, 1, 2, (32, 32, 32), stages)
+    with torch.device("meta"):
+        loaded = SimpleNamespace(_networks=(create_network(plan),), _scan="pytorch")
+    assert Predictor._backend_on(loaded, torch.device("cpu")) == backend
