@@ -170,8 +170,10 @@ def _mixed(
     )
     projected = multiply_rows(u.flatten(1, 2), _delta_b_c(blocks).to(precision))
     delta, B, C = torch.split(projected.reshape(len(blocks), batch, length, -1), [u.shape[3], states, states], dim=-1)
-    A, D = -torch.exp(_stacked(b.A_log for b in blocks)), _stacked(b.D for b in blocks)
-    scans = Scans(u, delta, A, B, C, D, z, _stacked(b.dt_proj.bias for b in blocks), True, grid, orders)
+    # Kernels read A with its channels last, so it is stacked that way.
+    A = -torch.exp(_stacked(block.A_log.t() for block in blocks)).transpose(1, 2)
+    D, bias = _stacked(block.D for block in blocks), _stacked(block.dt_proj.bias for block in blocks)
+    scans = Scans(u, delta, A, B, C, D, z, bias, True, grid, orders)
     y = scan_directions(scans, backend)
     out = multiply_rows(y.flatten(1, 2), _transposed([block.out_proj for block in blocks], precision))
     return out.reshape(len(blocks), batch, length, -1)

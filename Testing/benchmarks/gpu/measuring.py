@@ -77,10 +77,8 @@ def race(
             run()  # compiles, and finds the fastest convolutions
             peaks[name] = _peak_bytes(run, settings.device)
             ready[name] = run
-        except torch.OutOfMemoryError:
-            failed[name] = "out of memory"
         except Exception as error:  # noqa: BLE001 - one variant that fails must not cost the figures of all others
-            failed[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            failed[name] = failure(error)
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(settings.repeats):
         for name, run in ready.items():
@@ -92,6 +90,13 @@ def race(
         else Row(case, name, note=failed[name])
         for name in variants
     ]
+
+
+def failure(error: Exception) -> str:
+    """A remark for the table."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def wait(device: str) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from measuring import Row, Run, Settings, race
+from measuring import Row, Run, Settings, failure, race
 from torch import Tensor
 
 from MambaSegLib.scan import list_backends, selective_scan
@@ -121,8 +121,12 @@ def _one(case: str, stage: tuple[int, int, int], made: list[Tensor], gradient: b
         elif name == "pytorch" and gradient and math.prod(stage) > MOST_KEPT:
             variants[name] = "would keep the states of every token"
         else:
-            variants[name] = _runner(name, made, gradient)
-            notes[name] = _error(name, made)
+            try:
+                notes[name] = _error(name, made)
+            except Exception as error:  # noqa: BLE001 - as in `race`
+                variants[name] = failure(error)
+            else:
+                variants[name] = _runner(name, made, gradient)
     return race(case, variants, settings, notes)
 
 
