@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -145,12 +146,26 @@ def test_recomputation_may_be_switched_on_where_the_memory_did_not_suffice(job):
     assert train_fold(replace(job, resume=True, recipe=replace(job.recipe, recompute=True)))
 
 
-def test_a_checkpoint_of_another_plan_is_not_continued(job):
+def test_a_checkpoint_of_another_plan_is_not_continued_but_names_and_colors_may_change(job):
     train_fold(_stopped_after(job, 1))
-    path = job.run.plan_file
-    path.write_text(path.read_text().replace('"name": "ball"', '"name": "sphere"'))
+    plan = json.loads(job.run.plan_file.read_text())
+    plan["labels"][0] |= {"name": "sphere", "color": [1, 2, 3]}
+    job.run.plan_file.write_text(json.dumps(plan))
+    assert not train_fold(_stopped_after(replace(job, resume=True), 1))
+    plan["mirror_axes"] = []
+    job.run.plan_file.write_text(json.dumps(plan))
     with pytest.raises(InputError, match="another plan"):
         train_fold(replace(job, resume=True))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued(job):
+    """Those held a hash of the whole text of the plan."""
+    train_fold(_stopped_after(job, 1))
+    path, fold = job.run.fold(0) / CHECKPOINT_FILE, job.run.read_fold(0)
+    parts = [job.run.plan_file.read_text(), {"train": fold.train, "val": fold.val}, job.seed]
+    earlier = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    save_checkpoint(path, {**load_checkpoint(path), "identity": earlier})
+    assert train_fold(replace(job, resume=True))
 
 
 def test_cases_that_are_missing_or_stale_in_the_store_are_named_before_training(job):

@@ -6,7 +6,6 @@ Times alone change when a data set is copied, mounted elsewhere or checked out a
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from MambaSegLib.errors import EnvironmentProblemError
 from MambaSegLib.plan import Plan
 from MambaSegLib.schema import to_json
 from MambaSegTraining.dataset import Case
+from MambaSegTraining.json_hash import json_hash
 from MambaSegTraining.store import CaseOrigin, read_record, write_record
 
 STORE_VERSION = 1
@@ -72,12 +72,12 @@ def content_hash(case: Case) -> str:
 def case_key(case: Case, plan: Plan) -> str:
     """Hash of what the preprocessed arrays depend on: part of the plan, and names, sizes and times of the files."""
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*case.images, case.labels)]
-    return _hash([*_relevant(plan), files])
+    return json_hash([*_relevant(plan), files])
 
 
 def settings_hash(plan: Plan) -> str:
     """Hash of the part of the plan that the preprocessed arrays depend on."""
-    return _hash(_relevant(plan))
+    return json_hash(_relevant(plan))
 
 
 def _relevant(plan: Plan) -> list[object]:
@@ -87,7 +87,3 @@ def _relevant(plan: Plan) -> list[object]:
     if plan.regions or plan.ignore_value is not None:
         values += [stated["regions"], plan.ignore_value]
     return [STORE_VERSION, relevant, values]
-
-
-def _hash(parts: list[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

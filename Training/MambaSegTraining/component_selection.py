@@ -6,8 +6,6 @@ goes into the bundle's plan; scores and pictures are those of the label maps tha
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from MambaSegLib.volume import Labels
 from MambaSegLib.volume_io import read_labels
 from MambaSegTraining.files import read_json, write_json
 from MambaSegTraining.fingerprint import dataset_of
+from MambaSegTraining.json_hash import json_hash
 from MambaSegTraining.largest_component import ComponentChoice, choose_keep_largest
 from MambaSegTraining.metrics import LabelScore, Structure, score_case
 from MambaSegTraining.run_folder import RunFolder
@@ -91,7 +90,7 @@ def prediction_file(run: RunFolder, fold: int, case: str) -> Path:
 
 def _identity(folds: Sequence[FoldScores]) -> str:
     parts = [[fold.fold, fold.identity, [repr(score) for score in fold.scores]] for fold in folds]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return json_hash(parts)
 
 
 def _decide(run: RunFolder, folds: Sequence[FoldScores], identity: str) -> ComponentSelection:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,13 @@ from MambaSegTraining.files import (
     save_weights,
     write_json,
 )
+from MambaSegTraining.json_hash import json_hash
 from MambaSegTraining.leakage_record import checked_leakage
 from MambaSegTraining.locks import own_folder
 from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
 from MambaSegTraining.pictures import can_draw, draw_predictions
+from MambaSegTraining.plan_identity import plan_hash
 from MambaSegTraining.precision_check import require_right_gradients
 from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
@@ -151,7 +153,7 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
         require_right_gradients(state.network, (len(places), plan.network.in_channels, *plan.patch_size))
     if all(job.ranks.gathered(_resumes(job))):
         _check_recipe(job)
-        state.restore(load_checkpoint(folder / CHECKPOINT_FILE), identity)
+        state.restore(_checkpoint(job, folder / CHECKPOINT_FILE, identity), identity)
     job.ranks.separate_randomness(job.seed, state.iteration)
     if job.ranks.is_first:
         _open_folder(job, state, identity)
@@ -289,7 +291,7 @@ def _recover(job: FoldJob, state: TrainingState, identity: str, error: DivergedE
             "Lower recipe.learning_rate or set recipe.amp to off, delete the fold's folder and start anew."
         )
         raise DivergedError(msg) from error
-    state.restore(load_checkpoint(path), identity)
+    state.restore(_checkpoint(job, path, identity), identity)
     state.recoveries = recoveries
     job.ranks.separate_randomness(job.seed + recoveries, state.iteration)
     _save(job, state, identity)
@@ -411,8 +413,15 @@ def _check_recipe(job: FoldJob) -> None:
 
 def _identity(job: FoldJob, fold: Fold) -> str:
     """Hash of what the training depends on, the recipe left out: `_check_recipe` says more about it."""
-    parts = [job.run.plan_file.read_text(encoding="utf-8"), to_json(fold), job.seed]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_hash([plan_hash(job.run.plan_file), to_json(fold), job.seed])
+
+
+def _checkpoint(job: FoldJob, path: Path, identity: str) -> dict[str, Any]:
+    """A checkpoint; one of an earlier version, which hashed the plan's text with all names and colors, counts as ours."""
+    content, fold = load_checkpoint(path), job.run.read_fold(job.fold)
+    if content["identity"] == json_hash([job.run.plan_file.read_text(encoding="utf-8"), to_json(fold), job.seed]):
+        content["identity"] = identity
+    return content
 
 
 def _report(record: EpochRecord, epochs: int, clock: Clock) -> None:

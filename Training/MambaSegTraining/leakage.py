@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ import numpy as np
 from MambaSegLib.errors import InputError
 from MambaSegLib.schema import to_json
 from MambaSegLib.volume import Array, Volume
+from MambaSegTraining.json_hash import json_hash
 from MambaSegTraining.splits import Fold, Splits
 
 EDGE = 16
@@ -109,7 +109,7 @@ class LeakageRecord:
     @property
     def sha256(self) -> str:
         """Hash of the whole record."""
-        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+        return json_hash(to_json(self))
 
     def describe(self) -> str:
         """A paragraph for the report."""

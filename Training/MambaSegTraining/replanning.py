@@ -7,6 +7,7 @@ from dataclasses import replace
 from MambaSegLib.errors import InputError
 from MambaSegLib.plan import Plan
 from MambaSegLib.schema import to_json
+from MambaSegTraining.plan_identity import deciding_part
 from MambaSegTraining.run_folder import CHECKPOINT_FILE, WEIGHTS_FILE, RunFolder
 from MambaSegTraining.splits import Splits
 
@@ -40,6 +41,4 @@ def check_trained_folds(run: RunFolder, plan: Plan, splits: Splits) -> None:
 
 
 def _relevant(plan: Plan) -> dict[str, object]:
-    channels = tuple(replace(channel, modality="") for channel in plan.channels)
-    stated = to_json(replace(plan, channels=channels, fingerprint=None, keep_largest=()))
-    return {**stated, "labels": [label.value for label in plan.labels]}
+    return deciding_part(to_json(replace(plan, keep_largest=())))

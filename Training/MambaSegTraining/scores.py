@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from MambaSegLib.schema import to_json
 from MambaSegTraining.files import read_json
+from MambaSegTraining.json_hash import json_hash
 from MambaSegTraining.metrics import LabelScore, MetricSummary, Structure, structures_of, summarize_scores
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.splits import Splits
@@ -39,7 +38,7 @@ class ScoresBasis:
     @property
     def sha256(self) -> str:
         """Hash of all of it."""
-        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+        return json_hash(to_json(self))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.schema import to_json
+from MambaSegTraining.json_hash import json_hash
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class Splits:
     @property
     def sha256(self) -> str:
         """Hash of the folds alone: equal for equal folds, wherever they came from."""
-        folds = to_json(self)["folds"]
-        return hashlib.sha256(json.dumps(folds, sort_keys=True).encode()).hexdigest()
+        return json_hash(to_json(self)["folds"])
 
 
 def read_nnunet_splits(path: Path) -> tuple[Fold, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from MambaSegTraining.case_sources import known_content_hash
 from MambaSegTraining.dataset import Case
+from MambaSegTraining.json_hash import json_hash
 from MambaSegTraining.metrics import DEFINITIONS
+from MambaSegTraining.plan_identity import plan_hash
 from MambaSegTraining.run_folder import RunFolder
 from MambaSegTraining.scores import ScoresBasis, structures
 
@@ -32,9 +33,9 @@ def basis_of(run: RunFolder, weights_file: Path, weights: str, cases: Sequence[C
     plan = run.read_plan()
     return ScoresBasis(
         weights=hashlib.sha256(weights_file.read_bytes()).hexdigest(),
-        plan=_hash(_relevant(run.plan_file)),
-        structures=_hash([[one.name, one.values, one.tolerance_mm] for one in structures(run)]),
-        files=_hash([[case.name, known_content_hash(run.store, case, plan)] for case in cases]),
+        plan=plan_hash(run.plan_file),
+        structures=json_hash([[one.name, one.values, one.tolerance_mm] for one in structures(run)]),
+        files=json_hash([[case.name, known_content_hash(run.store, case, plan)] for case in cases]),
         manner=f"{weights} weights, {'with' if mirroring else 'without'} mirroring",
         program=f"{PREDICTION_VERSION}: {', '.join(metric.id for metric in DEFINITIONS)}",
     )
@@ -52,17 +53,3 @@ _WORDS = {
     "weights": "other weights", "plan": "another plan", "structures": "other structures or tolerances",
     "files": "other images or label maps", "program": "another version of prediction or measures",
 }  # fmt: skip
-
-
-def _relevant(plan_file: Path) -> object:
-    """The part of a plan that decides which voxels come out, as it is in the file: a later version may know more fields."""
-    plan = json.loads(plan_file.read_text(encoding="utf-8"))
-    plan.pop("fingerprint", None)
-    plan["labels"] = [label["value"] for label in plan["labels"]]
-    for channel in plan["channels"]:
-        channel.pop("modality", None)
-    return plan
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -64,7 +64,7 @@ def draw_case(images: CaseImages, structures: Sequence[Structure]) -> SlicePictu
     planes = [np.take(array, index, axis=axis) for array in (volume, *shown)]
     if axis != 0:  # rows of coronal and sagittal planes run upward
         planes = [plane[::-1] for plane in planes]
-    cut = _around(planes[1] + planes[2], step_mm)
+    cut = _around((planes[1] > 0) | (planes[2] > 0), step_mm)
     picture = _Slice(planes[0][cut], planes[1][cut], planes[2][cut], step_mm)
     return SlicePicture(_png(picture, structures), f"{PLANES[axis]} slice {index + 1} of {volume.shape[axis]}")
 
