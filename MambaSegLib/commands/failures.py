@@ -93,10 +93,15 @@ def interruptible() -> Iterator[None]:
 
 
 def _missing_module(error: ImportError) -> MambaSegError:
-    package = (error.name or "").partition(".")[0]
-    if package not in _INSTALLABLE:
+    named = (error.name or "").partition(".")[0]
+    # What the loader refuses need have no name: then it is for the package whose code asked for it.
+    asking = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = (named, *(name.partition(".")[0] for name in reversed(asking)))
+    package = next((name for name in packages if name in _INSTALLABLE), None)
+    if package is None:
         return _defect(error)
-    found = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({_first_line(error)})"
+    absent = isinstance(error, ModuleNotFoundError) and package == named
+    found = "is not installed" if absent else f"cannot be loaded ({_first_line(error)})"
     return EnvironmentProblemError(
         f"This needs the package {package}, which {found} here. Install it: {_INSTALLABLE[package]}. "
         "`mambaseg doctor` shows what else is missing."

@@ -20,6 +20,7 @@ import pytest
 
 from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle
+from MambaSegLib.commands.failures import explained
 from MambaSegLib.volume import Geometry
 from MambaSegLib.volume_io import read_labels, read_volume, write_volume
 
@@ -292,6 +293,17 @@ def test_what_the_computer_lacks_is_told_with_a_cure(
     monkeypatch.setattr("MambaSegLib.commands.segment.load_bundle", fail)
     assert main(["segment", str(image), "-o", str(image.with_name("o.nii.gz"))]) == code
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libx.so: failed to map"), ModuleNotFoundError("No module named 'y'", name="y")]
+)
+def test_a_package_that_cannot_load_a_part_of_itself_is_named(error: ImportError) -> None:
+    with pytest.raises(ImportError) as raised:
+        exec("raise error", {"__name__": "torch._C", "error": error})  # noqa: S102 (a frame of another module)
+    explanation = explained(raised.value)
+    assert explanation.exit_code == 3
+    assert f"the package torch, which cannot be loaded ({error})" in str(explanation)
 
 
 def test_without_pytorch_the_message_says_what_to_install(
