@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,27 @@ def test_a_job_that_slurm_is_about_to_end_is_queued_again_with_the_same_fold() -
     delayed = FoldWork().checkpoint(task)
     assert delayed.args == (task,)
     assert isinstance(delayed.function, FoldWork)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_fold_on_the_cluster_waits_for_the_signal_that_queues_it_again(tmp_path: Path) -> None:
+    """SLURM asks a job to terminate before; a training that stopped then would count as failed."""
+    from MambaSegTraining.__main__ import _stop_on_signals
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stopped: list[list[int]] = []
+
+    def step(words: Sequence[str]) -> int:
+        stopped.append(_stop_on_signals(patient=False))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    try:
+        FoldWork(step)(FoldTask(make_run(tmp_path / "run"), 0))
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert stopped == [[], []]  # training and validation
+    assert signal.getsignal(signal.SIGTERM) == before[1]
 
 
 def test_the_table_tells_the_reason_of_a_failure() -> None:
