@@ -135,9 +135,11 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         from MambaSegLib.scan import triton_launch
 
+        if dout is None:  # whatever read the output hands nothing back
+            return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors  # once: a checkpoint computes them again and refuses to hand them out twice
         D, delta_bias = saved[-2:]
         found = triton_launch.run_backward(_operands(saved), triton_launch.by_rows(dout), ctx.walk, ctx.softplus)

@@ -193,6 +193,23 @@ def test_no_images_have_no_output_and_gradients_of_zero():
         assert not value.any(), name
 
 
+def test_an_output_whose_reader_hands_no_gradient_back_has_none():
+    class Ignored(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> None:
+            return None
+
+    case = Case(grid=(1, 1, 2), channels=1, states=1)
+    leaves = {name: t.requires_grad_() for name, t in tensors_of(case).items()}
+    output, _ = triton_backend.scan_rows(Scans(**leaves, softplus=True, grid=case.grid, orders=case.orders))
+    Ignored.apply(output).sum().backward()
+    assert all(t.grad is None for t in leaves.values())
+
+
 def test_a_time_step_that_is_no_number_makes_all_that_follows_no_number():
     case = Case(grid=(1, 1, 6), channels=3, absent=("z", "D"))
     made = tensors_of(case)
