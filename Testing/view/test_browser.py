@@ -70,27 +70,31 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def page(server: Server) -> Iterator[object]:
-    """The viewer's page in a headless browser, once its buttons are there."""
-    with shown_page(server) as page:
-        yield page
-
-
-@contextmanager
-def shown_page(server: Server) -> Iterator[object]:
-    """The page of a server; skips where there is no browser."""
+def browser() -> Iterator[object]:
+    """A headless browser; skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api")
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=browser_path, headless=True, args=list(QUIET))
-        shown = browser.new_page(viewport={"width": 1280, "height": 800})
-        shown.goto(server.url)
-        shown.wait_for_selector("#segment", timeout=LONG_MS)
-        wait_for_status(shown, "Ready")
-        yield shown
-        browser.close()
+        launched = started.chromium.launch(executable_path=browser_path, headless=True, args=list(QUIET))
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, server: Server) -> object:
+    """The viewer's page, once its buttons are there."""
+    return opened(browser, server)
+
+
+def opened(browser, server: Server):
+    """The page of a server, once its buttons are there."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(server.url)
+    page.wait_for_selector("#segment", timeout=LONG_MS)
+    wait_for_status(page, "Ready")
+    return page
 
 
 def wait_for_status(page, text: str) -> None:
@@ -165,14 +169,15 @@ def test_a_person_segments_cancels_saves_and_opens(page, server, tmp_path):
 
 
 def test_another_channel_can_be_shown_and_a_damaged_model_says_why_it_cannot_be_chosen(
-    view_python, view_environment, tmp_path
+    browser, view_python, view_environment, tmp_path
 ):
     volume = read_volume(SAMPLE)
     write_volume(volume.array[0], volume.geometry, tmp_path / "t1.nrrd")
     write_volume(volume.array.max() - volume.array[0], volume.geometry, tmp_path / "inverse.nrrd")
     (tmp_path / "models" / "net.damaged").mkdir(parents=True)
     words = [f"T1={tmp_path}/t1.nrrd", f"T2={tmp_path}/inverse.nrrd", "--models-dir", str(tmp_path / "models")]
-    with serving(view_python, view_environment, tmp_path, words) as started, shown_page(started) as page:
+    with serving(view_python, view_environment, tmp_path, words) as started:
+        page = opened(browser, started)
         page.wait_for_timeout(3000)
         first = gray_of_views(page, tmp_path)
         page.click("#channels button:has-text('T2')")
@@ -185,6 +190,7 @@ def test_another_channel_can_be_shown_and_a_damaged_model_says_why_it_cannot_be_
         entry = page.locator(".v-list-item", has_text="net.damaged (cannot be used)")
         assert "bundle.json" in entry.inner_text()
         assert "v-list-item--disabled" in entry.get_attribute("class")
+        page.close()
 
 
 def test_a_model_tells_what_it_is_for(page):
