@@ -285,6 +285,18 @@ def test_a_plain_pickle_in_the_place_of_a_checkpoint_is_refused_and_runs_nothing
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
+def test_a_checkpoint_saved_with_numpy_1_is_read_with_numpy_2(tmp_path: Path) -> None:
+    folder = NnunetModel().write(tmp_path / "results")
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    assert any(b"numpy._core" in data for data in content.values())
+    assert convert_nnunet(folder, tmp_path / "bundle", Choices()).fold_indices == (0,)
+
+
 @pytest.mark.parametrize("position", [0.1, 0.6, 0.99])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, position: float) -> None:
     folder = NnunetModel().write(tmp_path / "results")
