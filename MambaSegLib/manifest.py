@@ -12,8 +12,8 @@ from typing import Literal
 from MambaSegLib.plan import Plan
 
 SCHEMA_VERSION = 3
-"""2: regions and an ignored value in the plan, leaks in the provenance; 3: volumes of the structures in the fingerprint.
-Files of older versions lack them and are read as before.
+"""2: regions and an ignored value in the plan, leaks in the provenance; 3: volumes of the structures in the fingerprint, thick
+slices in the plan. Files of older versions lack them and are read as before.
 
 Counts up when an older program could misread a newer file. A new optional key alone counts, too: unknown keys are
 refused, because a setting that is not understood is a setting that is not applied."""

@@ -208,6 +208,8 @@ class Plan:
         mirror_axes: Axes along which training mirrored; the only ones test-time mirroring may use.
         keep_largest: Values of labels of which only the largest connected component is kept.
         fingerprint: What the training images were like.
+        thick_slices: How slices far apart (`resampling.coarse_axis`) are brought to another spacing, image and prediction
+            alike: "interpolated" between two, or "repeated", the nearest one, as nnU-Net does.
     """
 
     orientation: str
@@ -221,6 +223,7 @@ class Plan:
     mirror_axes: tuple[int, ...] = ()
     keep_largest: tuple[int, ...] = ()
     fingerprint: Fingerprint | None = None
+    thick_slices: Literal["interpolated", "repeated"] = "interpolated"
 
     @property
     def patch_size(self) -> IntTriple:

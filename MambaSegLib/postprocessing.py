@@ -18,7 +18,7 @@ from MambaSegLib.geometry import Array
 from MambaSegLib.plan import IntTriple, Plan
 from MambaSegLib.preprocessing import Undo, bounding_box, label_type
 from MambaSegLib.readout import readout_of
-from MambaSegLib.resampling import linear_weights
+from MambaSegLib.resampling import coarse_axis, linear_weights, nearest
 from MambaSegLib.sliding_window import Slab
 
 CHUNK_BYTES = 16 * 2**20
@@ -67,7 +67,8 @@ def to_labels(
     # Writing to these views crops, turns and pads back.
     labels = undo.view(result.labels)
     table = values.astype(result.labels.dtype)
-    for chunk in resampled_slabs(slabs, undo.working.shape, undo.cropped.shape):
+    repeated = coarse_axis(plan.spacing_mm, undo.cropped.spacing_mm) if plan.thick_slices == "repeated" else None
+    for chunk in resampled_slabs(slabs, undo.working.shape, undo.cropped.shape, repeated):
         part = slice(chunk.start, chunk.start + len(chunk.probabilities))
         labels[part] = table[readout.classes(chunk.probabilities).cpu().numpy()]
         if result.uncertainty is not None:
@@ -80,13 +81,16 @@ def to_labels(
     return result
 
 
-def resampled_slabs(slabs: Iterable[Slab], source: IntTriple, target: IntTriple) -> Iterator[Slab]:
+def resampled_slabs(
+    slabs: Iterable[Slab], source: IntTriple, target: IntTriple, repeated: int | None = None
+) -> Iterator[Slab]:
     """Bring slabs of a grid to another number of voxels over the same field of view, linearly.
 
     Args:
         slabs: Slabs of a grid of shape `source`, in order and without gaps.
         source: Shape of their grid.
         target: Shape wanted.
+        repeated: Axis along which the nearest voxel is taken instead.
 
     Yields:
         Slabs of the grid of shape `target`, of about `CHUNK_BYTES` each.
@@ -94,7 +98,7 @@ def resampled_slabs(slabs: Iterable[Slab], source: IntTriple, target: IntTriple)
     Raises:
         ValueError: If the slabs end early.
     """
-    lower, upper, weight = _neighbors(source[0], target[0])
+    lower, upper, weight = _neighbors(source[0], target[0], repeated == 0)
     done = 0
     last: Slab | None = None
     for slab in slabs:
@@ -107,7 +111,9 @@ def resampled_slabs(slabs: Iterable[Slab], source: IntTriple, target: IntTriple)
             blend = partial(
                 _blend, lower=lower[part] - slices.start, upper=upper[part] - slices.start, weight=weight[part]
             )
-            yield replace(_map(_map(slices, blend), partial(_in_plane, shape=target[1:])), start=start)
+            yield replace(
+                _map(_map(slices, blend), partial(_in_plane, shape=target[1:], repeated=repeated)), start=start
+            )
         done = ready
         # A copy: the next slab overwrites this one.
         last = replace(_map(slab, lambda a: a[-1:].clone()), start=stop - 1)
@@ -138,11 +144,11 @@ def keep_largest_component(labels: Array, value: int) -> None:
         region[(components > 0) & (components != sizes.argmax())] = 0
 
 
-def _neighbors(source: int, target: int) -> tuple[Array, Array, Array]:
-    """As `linear_weights`, but where nothing changes no slice waits for the next one."""
-    if source == target:
-        same = np.arange(source)
-        return same, same, np.zeros(source, dtype=np.float32)
+def _neighbors(source: int, target: int, repeated: bool) -> tuple[Array, Array, Array]:
+    """As `linear_weights`, but where nothing is blended no slice waits for the next one."""
+    if source == target or repeated:
+        alone = nearest(source, target)
+        return alone, alone, np.zeros(target, dtype=np.float32)
     return linear_weights(source, target)
 
 
@@ -176,8 +182,11 @@ def _blend(slices: Tensor, lower: Array, upper: Array, weight: Array) -> Tensor:
     return blended
 
 
-def _in_plane(slices: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Linear interpolation along Y and X of (n, K, Y, X)."""
+def _in_plane(slices: Tensor, shape: tuple[int, int], repeated: int | None) -> Tensor:
+    """Linear interpolation along Y and X of (n, K, Y, X), but for an axis along which voxels are repeated."""
+    if repeated in (1, 2):
+        chosen = nearest(slices.shape[repeated + 1], shape[repeated - 1])
+        slices = slices.index_select(repeated + 1, torch.from_numpy(chosen).to(slices.device))
     if slices.shape[2:] == shape:
         return slices
     return functional.interpolate(slices, size=shape, mode="bilinear", align_corners=False)

@@ -17,7 +17,7 @@ from MambaSegLib.geometry import Array, Box, Geometry, Reorientation
 from MambaSegLib.machine import memory_bytes
 from MambaSegLib.normalization import normalize
 from MambaSegLib.plan import IntTriple, Plan
-from MambaSegLib.resampling import coarse_axis, resample_classes, resample_image, resampled_shape
+from MambaSegLib.resampling import LINEAR, NEAREST, coarse_axis, resample_classes, resample_image, resampled_shape
 from MambaSegLib.volume import Labels, Volume
 
 LARGEST = 1e37
@@ -245,10 +245,11 @@ def _resample_channels(image: Array, undo: Undo, plan: Plan) -> Array:
     shape: IntTriple = undo.working.shape
     if image.shape[1:] == shape:
         return image
-    linear_axis = coarse_axis(undo.cropped.spacing_mm, plan.spacing_mm)
+    coarse = coarse_axis(undo.cropped.spacing_mm, plan.spacing_mm)
+    order = NEAREST if plan.thick_slices == "repeated" else LINEAR
     result = np.empty((len(image), *shape), dtype=np.float32)
     for channel, array in enumerate(image):
-        result[channel] = resample_image(array, shape, linear_axis)
+        result[channel] = resample_image(array, shape, coarse, coarse_order=order)
     return result
 
 

@@ -22,7 +22,7 @@ SAME_SPACING = 1e-3
 ANISOTROPY_LIMIT = 3.0
 """Ratio of coarsest to finest spacing above which the coarse axis is treated apart, as nnU-Net does."""
 
-LINEAR, CUBIC = 1, 3
+NEAREST, LINEAR, CUBIC = 0, 1, 3
 
 TIE = 1e-6
 """Shares of a voxel that differ by less are equal: rounding must not decide."""
@@ -41,13 +41,14 @@ def resampled_shape(shape: IntTriple, spacing_mm: Triple, target_mm: Triple) -> 
 
 
 def coarse_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
-    """Axis along which images are interpolated linearly, not by splines; None if there is none.
+    """Axis along which images are interpolated linearly (or not at all), not by splines; None if there is none.
 
     nnU-Net's rule for *when*: if the input's, or else the target's, coarsest spacing is more than 3 times its finest,
     and only one axis is that coarse; a spline there would ring across slices that have little to do with each other.
     *What* is done differs: nnU-Net takes the nearest slice. That moves the image by up to half a slice (5 mm at 10 mm
     slices; always by half when the number of slices is halved), and the labels would come back as far off their
-    place. Linear interpolation moves nothing.
+    place. Linear interpolation moves nothing, and is done unless a network was trained by nnU-Net itself
+    (`Plan.thick_slices`).
     """
     for spacing in (spacing_mm, target_mm):
         if max(spacing) / min(spacing) > ANISOTROPY_LIMIT:
@@ -57,15 +58,18 @@ def coarse_axis(spacing_mm: Triple, target_mm: Triple) -> int | None:
     return None
 
 
-def resample_image(image: Array, shape: IntTriple, linear_axis: int | None = None, order: int = CUBIC) -> Array:
+def resample_image(
+    image: Array, shape: IntTriple, coarse: int | None = None, order: int = CUBIC, coarse_order: int = LINEAR
+) -> Array:
     """Resample one channel.
 
     Args:
         image: (Z, Y, X), finite; computed in float32.
         shape: New number of voxels over the same field of view.
-        linear_axis: Axis to interpolate linearly along, see `coarse_axis`.
+        coarse: Axis to treat apart, see `coarse_axis`.
         order: Spline order along the others: `CUBIC` for images, as nnU-Net's (no smoothing when it gets coarser),
             or `LINEAR`, which never leaves the range of the values, for probabilities.
+        coarse_order: The order along that axis: `LINEAR`, or `NEAREST`.
 
     Returns:
         float32 array of the new shape; the input itself where nothing changes.
@@ -74,7 +78,7 @@ def resample_image(image: Array, shape: IntTriple, linear_axis: int | None = Non
     for axis in sorted(range(3), key=lambda k: shape[k] / image.shape[k]):
         if shape[axis] == image.shape[axis]:
             continue
-        degree = LINEAR if axis == linear_axis else order
+        degree = coarse_order if axis == coarse else order
         image = apply_along(interpolation_matrix(image.shape[axis], shape[axis], degree), image, axis)
     return image
 
@@ -157,8 +161,16 @@ def linear_weights(source: int, target: int) -> tuple[Array, Array, Array]:
     return lower, np.minimum(lower + 1, source - 1), (where - lower).astype(np.float32)
 
 
+def nearest(source: int, target: int) -> Array:
+    """Index of the input voxel nearest to each output center; halfway, the later one."""
+    where = np.floor(source_coordinates(source, target) + 0.5).astype(np.intp)
+    return np.clip(where, 0, source - 1)
+
+
 def interpolation_matrix(source: int, target: int, order: int) -> Array:
     """Matrix (target, source), float32, that interpolates along one axis; its rows add up to 1."""
+    if order == NEAREST:
+        return np.eye(source, dtype=np.float32)[nearest(source, target)]
     if order == LINEAR or source == 1:
         lower, upper, weight = linear_weights(source, target)
         matrix = np.zeros((target, source), dtype=np.float32)

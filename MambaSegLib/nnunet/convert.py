@@ -108,7 +108,7 @@ def _plan(
     plan = parse_plan(plans, description, configuration, file=PLANS, orientation=orientation)
     refuse_differences(plans, configuration, plan, PLANS)
     fingerprint = parse_fingerprint(model.read_json(FINGERPRINT), plans, plan) if model.has(FINGERPRINT) else None
-    plan = replace(plan, fingerprint=fingerprint)
+    plan = replace(plan, fingerprint=fingerprint, thick_slices="repeated")
     for path, text in plan_problems(plan):
         msg = f"No model could be made of {PLANS}: {path}: {text}."
         raise InputError(msg)

@@ -60,10 +60,8 @@ def describe(
         intended_use="What those who trained it intend; converting it here adds nothing to that.",
         limits=(
             f"Nobody has tested this conversion on this model's images. The network is the one {PLANS} describes, which the "
-            f"weights fit; if {first.trainer} changed it in a way that weights do not show, results are wrong. Where slices are "
-            "more than 3 times as far apart as pixels and have to be resampled, nnU-Net repeats the nearest one and this program "
-            "interpolates, so that label maps differ visibly. nnU-Net averages and resamples logits, this program "
-            "probabilities: edges may differ by a voxel. nnU-Net's postprocessing is left out."
+            f"weights fit; if {first.trainer} changed it in a way that weights do not show, results are wrong. nnU-Net averages "
+            "and resamples logits, this program probabilities: edges may differ by a voxel. nnU-Net's postprocessing is left out."
         ),
         references=(_REFERENCE,),
     )

@@ -1,7 +1,6 @@
 """What of a trained nnU-Net would be computed here in another way, and so is refused.
 
-Two differences remain and are the program's own, see `resampling.coarse_axis` and `sliding_window`: thick slices are
-interpolated linearly where nnU-Net takes the nearest one, and probabilities, not logits, are averaged and resampled.
+One difference remains and is the program's own, see `sliding_window`: probabilities, not logits, are averaged and resampled.
 """
 
 from __future__ import annotations

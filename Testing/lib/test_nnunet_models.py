@@ -100,6 +100,7 @@ def test_a_converted_model_is_installed_and_says_where_it_is_from(tmp_path: Path
     assert manifest is not None
     assert (manifest.name, manifest.provenance.weights_license) == ("nnunet.two_things", "CC-BY-4.0")
     assert manifest.plan.mirror_axes == (0, 1, 2)
+    assert manifest.plan.thick_slices == "repeated"
     assert manifest.plan.orientation == "SAR"  # nibabel's RAS, slowest axis first
     provenance = manifest.provenance
     assert (provenance.training_cases, provenance.epochs, provenance.dataset_license) == (10, 1000, "CC0 [31m")

@@ -82,6 +82,20 @@ def test_slabs_are_resampled_as_if_they_were_one(target, thicknesses, monkeypatc
     np.testing.assert_allclose(np.concatenate([d for *_, d in slabs]), linear_twin(other, target), atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("target", [(13, 9, 4), (3, 5, 11), (1, 1, 1), (20, 5, 6)])
+@pytest.mark.parametrize("thicknesses", [(7,), (2, 3, 2), (1,) * 7])
+def test_voxels_are_repeated_along_one_axis_of_slabs_and_blended_along_the_others(axis, target, thicknesses):
+    array = np.random.default_rng(0).random((7, 2, 5, 6)).astype(np.float32)
+    slabs = resampled_slabs(slabs_of(array, *thicknesses), (7, 5, 6), target, axis)
+    found = np.concatenate([slab.probabilities.numpy().copy() for slab in slabs])
+    size = (7, 5, 6)[axis]
+    chosen = [min(int((k + 0.5) * size / target[axis]), size - 1) for k in range(target[axis])]
+    for k in range(2):
+        expected = linear_twin(np.take(array[:, k], chosen, axis), target)
+        np.testing.assert_allclose(found[:, k], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("source", [1, 2])
 def test_a_grid_of_one_or_two_slices_is_resampled(source):
     array = np.arange(source, dtype=np.float32).reshape(source, 1, 1, 1)

@@ -10,7 +10,16 @@ from MambaSegLib import preprocessing
 from MambaSegLib.errors import EnvironmentProblemError, InputError
 from MambaSegLib.plan import Channel, Label, NetworkPlan, Normalization, Plan
 from MambaSegLib.preprocessing import nonzero_box, preprocess, preprocess_with_labels
-from MambaSegLib.resampling import LINEAR, TIE, coarse_axis, resample_classes, resample_image, resampled_shape
+from MambaSegLib.resampling import (
+    LINEAR,
+    TIE,
+    coarse_axis,
+    nearest,
+    resample_classes,
+    resample_image,
+    resampled_shape,
+    source_coordinates,
+)
 from MambaSegLib.volume import Box, Geometry, Labels, Volume
 
 NONE = Normalization("none")
@@ -209,6 +218,24 @@ def test_along_a_coarse_axis_slices_are_blended_linearly_and_nothing_moves():
     # New centers at slice -0.25 (the edge goes on), 0.25, 0.75, ...
     np.testing.assert_allclose(found[0], in_plane[0], atol=1e-5)
     np.testing.assert_allclose(found[1], 0.75 * in_plane[0] + 0.25 * in_plane[1], atol=1e-5)
+
+
+def test_where_a_plan_says_so_thick_slices_are_repeated_as_nnunet_does():
+    volume = axial(noise((3, 8, 8)), (10.0, 1.0, 1.0))
+    plan = make_plan((4.0, 2.0, 2.0), thick_slices="repeated")
+    found = preprocess(volume, plan).array[0]
+    in_plane = [ndi_zoom(image[None], (1, 4, 4))[0] for image in volume.array[0]]
+    # New centers at slice -0.3125, 0.0625, 0.4375, 0.8125, ...
+    np.testing.assert_allclose(found, [in_plane[k] for k in (0, 0, 0, 1, 1, 2, 2, 2)], atol=1e-5)
+    thin = axial(noise((3, 8, 8)), (3.0, 1.0, 1.0))  # these are not thick
+    np.testing.assert_array_equal(preprocess(thin, plan).array, preprocess(thin, make_plan((4.0, 2.0, 2.0))).array)
+
+
+def test_halfway_between_two_voxels_the_later_one_is_nearest():
+    indices = np.arange(7, dtype=float)
+    for target in (1, 2, 3, 5, 14, 21):
+        expected = ndimage.map_coordinates(indices, source_coordinates(7, target)[None], order=0, mode="nearest")
+        assert nearest(7, target).tolist() == expected.tolist()
 
 
 def test_labels_go_through_the_same_steps_as_the_image():
