@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from MambaSegTraining import precision_check
-from MambaSegTraining.precision_check import require_right_gradients
+from MambaSegTraining.precision_check import check_bfloat16, require_right_gradients
 from torch import Tensor, nn
 
 from MambaSegLib.errors import EnvironmentProblemError
@@ -55,3 +55,12 @@ def test_the_gradient_that_is_compared_is_the_training_one():
     output = layer(image)
     output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(1)))
     assert torch.allclose(precision_check._weight_gradient(layer, image, bf16=False), layer.weight.grad)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bfloat16_is_named_with_the_cure(native, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    check_bfloat16(Pooling(), torch.device("cuda"), (2, 1, 8, 8, 8))
+    assert ("Tesla T4 has no bfloat16" in caplog.text) is not native
+    assert ('amp = "fp16"' in caplog.text) is not native

@@ -47,7 +47,7 @@ from MambaSegTraining.losses import deep_supervision_loss
 from MambaSegTraining.patch_check import AUTOCAST, patch_dice, predict_patch
 from MambaSegTraining.pictures import can_draw, draw_predictions
 from MambaSegTraining.plan_identity import plan_hash
-from MambaSegTraining.precision_check import require_right_gradients
+from MambaSegTraining.precision_check import check_bfloat16
 from MambaSegTraining.preprocess import check_store
 from MambaSegTraining.provenance import Environments, describe_environment
 from MambaSegTraining.ranks import Ranks
@@ -149,8 +149,9 @@ def _train_fold(job: FoldJob, on_progress: ProgressCallback) -> bool:
     state = _begin(job, plan)
     if job.recipe.deterministic:
         require_determinism(plan.network.name, state.network, job.device, job.scan)
-    if job.recipe.amp == "bf16" and torch.device(job.device).type == "cpu":
-        require_right_gradients(state.network, (len(places), plan.network.in_channels, *plan.patch_size))
+    if job.recipe.amp == "bf16":
+        shape = (len(places), plan.network.in_channels, *plan.patch_size)
+        check_bfloat16(state.network, torch.device(job.device), shape)
     if all(job.ranks.gathered(_resumes(job))):
         _check_recipe(job)
         state.restore(_checkpoint(job, folder / CHECKPOINT_FILE, identity), identity)

@@ -1,4 +1,4 @@
-"""Whether convolutions give right gradients in bfloat16 on this CPU, tried before a training relies on it.
+"""Whether bfloat16 is worth training in on this computer: right on its CPU, computed by its GPU.
 
 PyTorch 2.13 on CPUs with AVX-512 bf16 returns uninitialized memory as the weight gradient of a 3 x 3 x 3 convolution whose
 input has exactly two slices, for most batch sizes and numbers of threads. Such a training need not diverge, it may only learn
@@ -8,6 +8,7 @@ badly, so nobody would notice.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,28 @@ from MambaSegLib.errors import EnvironmentProblemError
 
 ROUNDING = 0.05
 """Relative deviation that bfloat16 cannot reach by rounding: it keeps 8 bits, and sums are taken in float32."""
+
+log = logging.getLogger(__name__)
+
+
+def check_bfloat16(network: nn.Module, device: torch.device, image_shape: Sequence[int]) -> None:
+    """Before a training in bfloat16: refuse a CPU that computes it wrong, warn of a GPU that only emulates it.
+
+    Args:
+        network: On the device.
+        device: Where it will be trained.
+        image_shape: (B, C, Z, Y, X) of the images it will be trained with.
+
+    Raises:
+        EnvironmentProblemError: See `require_right_gradients`.
+    """
+    if device.type == "cpu":
+        require_right_gradients(network, image_shape)
+    elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        log.warning(
+            '%s has no bfloat16: PyTorch emulates it, slowly. Set amp = "fp16" in [recipe], or "off".',
+            torch.cuda.get_device_name(device),
+        )
 
 
 def require_right_gradients(network: nn.Module, image_shape: Sequence[int]) -> None:
