@@ -94,7 +94,8 @@ def test_files_nobody_expected_are_no_limit(tmp_path: Path, text: str) -> None:
 def test_a_limit_of_the_address_space_is_told() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "from MambaSegLib.machine import memory_bytes; print(*memory_bytes())"
+        "from MambaSegLib.limits import memory_limits; limit = memory_limits()[-1]\n"
+        "print(limit.total_bytes, limit.free_bytes)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     total, free = map(int, done.stdout.split())
