@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -59,6 +61,15 @@ def _remember_nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> N
 
     folder = tmp_path_factory.mktemp("remembered")
     remembered.cache_folder = lambda: folder
+
+
+@pytest.fixture(autouse=True)
+def _backends_are_asked_anew() -> Iterator[None]:
+    """What one test makes a scan backend say about itself, the next one does not hear."""
+    yield
+    scan = sys.modules.get("MambaSegLib.scan")
+    if scan is not None:
+        scan._asked_for.cache_clear()
 
 
 @pytest.fixture(scope="session")
