@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.plan import Label
 from MambaSegLib.volume import Geometry, Labels
 from MambaSegLib.volume_io import read_channels, read_labels, read_volume, write_labels, write_volume
 
@@ -51,7 +52,8 @@ def test_voxels_type_and_place_are_those_simpleitk_reads(shared_data, name, orie
 def test_labels_lie_on_the_bits_of_the_input_grid(shared_data, tmp_path, name):
     path = shared_data / "volumes" / name
     volume = read_volume(path)
-    labels = Labels((volume.array[0] > volume.array.mean()).astype(np.uint8), volume.geometry, ())
+    bright = (volume.array[0] > volume.array.mean()).astype(np.uint8)
+    labels = Labels(bright, volume.geometry, (Label(1, "bright", (255, 0, 0)),))
     write_labels(labels, tmp_path / "a.nii.gz")
     old, new = nibabel.load(path), nibabel.load(tmp_path / "a.nii.gz")
     if old.header["sform_code"] > 0:
@@ -59,7 +61,9 @@ def test_labels_lie_on_the_bits_of_the_input_grid(shared_data, tmp_path, name):
     np.testing.assert_allclose(new.affine, old.affine, atol=2e-5)
     assert np.array_equal(np.asanyarray(new.dataobj).T, labels.array)
     write_labels(labels, tmp_path / "a.seg.nrrd")
-    assert read_labels(tmp_path / "a.seg.nrrd").geometry.is_close(volume.geometry, 1e-9)
+    back = read_labels(tmp_path / "a.seg.nrrd")
+    assert back.geometry.is_close(volume.geometry, 1e-9)
+    assert np.array_equal(back.array, bright)
 
 
 @pytest.mark.parametrize(
