@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 from MambaSegLib.errors import InputError
 from MambaSegLib.itk_files import import_simpleitk
 from MambaSegLib.plan import Triple
-from MambaSegLib.raw_image import check_readable
+from MambaSegLib.raw_image import check_readable, every_file
 
 MAX_FILES = 50_000
 """More files than any study has: a folder like a home directory was given by mistake."""
@@ -86,7 +85,7 @@ def scan_folder(folder: Path) -> tuple[list[DicomFile], list[Path]]:
         InputError: If the folder may not be read or holds a believable study's files many times over.
     """
     images, others = [], []
-    for path in _files(folder):
+    for path in files_in(folder):
         found = read_header(path)
         if found is not None:
             images.append(found)
@@ -95,23 +94,22 @@ def scan_folder(folder: Path) -> tuple[list[DicomFile], list[Path]]:
     return images, others
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and the folders in it that may be DICOM, sorted.
+
+    Raises:
+        InputError: As `scan_folder`.
+    """
     files: list[Path] = []
-    for place, _, names in os.walk(folder, onerror=_refuse):  # Path.rglob passes over what it may not read
-        paths = (Path(place, name) for name in names if name != "DICOMDIR" and not name.startswith("."))
-        files += (path for path in paths if path.is_file())
+    for path in every_file(folder):
+        if path.name != "DICOMDIR" and not path.name.startswith("."):
+            files.append(path)
         if len(files) > MAX_FILES:
             msg = f"{folder} holds more than {MAX_FILES} files; give the folder of one patient's study"
             raise InputError(msg)
     for path in files:
         check_readable(path, empty=True)
     return sorted(files)
-
-
-def _refuse(error: OSError) -> None:
-    """A folder that may not be read could hold the rest of the series."""
-    msg = f"{error.filename} cannot be read: {error.strerror}; change its permissions or copy it"
-    raise InputError(msg)
 
 
 def has_dicom_magic(path: Path) -> bool:

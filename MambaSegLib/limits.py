@@ -72,8 +72,9 @@ def set_threads(wanted: int | None = None) -> None:
 
 def computing_threads() -> int:
     """Threads for work beside the networks': those PyTorch computes with where it is loaded, as a person may have set them."""
-    torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch is not None else usable_processors()
+    # Another thread may just be importing it.
+    told = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    return int(told()) if told is not None else usable_processors()
 
 
 def _group_limits(system: Path) -> Iterator[MemoryLimit]:

@@ -45,7 +45,9 @@ def entries_without_name(folder: Path) -> tuple[Path, ...]:
 
 
 def _has_name(entry: Path) -> bool:
-    return is_model_name(entry.name) and entry.is_dir()
+    with contextlib.suppress(PermissionError):  # of a folder that only lists its names
+        return is_model_name(entry.name) and entry.is_dir()
+    return False
 
 
 def _looks_like_model(path: Path) -> bool:

@@ -225,7 +225,7 @@ def _check_fits(name: str, undo: Undo, plan: Plan) -> None:
         )
         msg = (
             f"{name}: at the model's voxel size of {wanted} mm (Z, Y, X) the image has {size} voxels, which take "
-            f"{needed / 2**30:.0f} GiB; there are {memory / 2**30:.0f}. Its own voxels are {found} mm large: check that, "
+            f"{needed / 2**30:.3g} GiB; there are {memory / 2**30:.3g}. Its own voxels are {found} mm large: check that, "
             "segment a region of interest, or choose a model for such images."
         )
         raise EnvironmentProblemError(msg)

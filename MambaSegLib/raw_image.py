@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,23 @@ def check_readable(path: Path, *, empty: bool = False) -> int:
         msg = f"{path} is empty: the copy or download was cut off; get it again"
         raise InputError(msg)
     return size
+
+
+def every_file(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of the folders in it, in no order.
+
+    Raises:
+        InputError: If a folder may not be read: it could hold the rest of an image. `Path.rglob` passes over it.
+    """
+    for place, _, names in os.walk(folder, onerror=_refuse):
+        if not os.access(place, os.X_OK):  # its names may be listed, but what they name may not be opened
+            _refuse(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
+        yield from (path for path in (Path(place, name) for name in names) if path.is_file())
+
+
+def _refuse(error: OSError) -> None:
+    msg = f"{error.filename} cannot be read: {error.strerror}; change its permissions or copy it"
+    raise InputError(msg)
 
 
 def check_size(path: Path, shape: Sequence[int], item_bytes: int, bound_bytes: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from MambaSegLib.dicom_files import has_dicom_magic
+from MambaSegLib.dicom_files import files_in, has_dicom_magic
 from MambaSegLib.errors import InputError
 from MambaSegLib.geometry import Array, Geometry, ShearedGridError, straightened
 from MambaSegLib.label_writing import check_output_path, write_labels, write_volume
@@ -22,7 +22,7 @@ from MambaSegLib.nifti import read_nifti
 from MambaSegLib.nrrd import read_nrrd
 from MambaSegLib.nrrd_header import data_file, read_nrrd_header
 from MambaSegLib.plan import Label
-from MambaSegLib.raw_image import MAX_SPACING_MM, MIN_SPACING_MM, RawImage, check_readable
+from MambaSegLib.raw_image import MAX_SPACING_MM, MIN_SPACING_MM, RawImage, check_readable, every_file
 from MambaSegLib.volume import Labels, Volume
 
 __all__ = [
@@ -196,12 +196,15 @@ def files_of(path: PathLike) -> tuple[Path, ...]:
     """The files an image is in: all of a folder, a header and the file its voxels are in, or one file.
 
     A DICOM file stands for its series: what lies beside it, and in folders there, belongs to it if it is DICOM, too.
+
+    Raises:
+        InputError: If a folder may not be read, or a DICOM file lies among more files than a study has.
     """
     path = Path(path)
     if path.is_dir():
-        return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+        return tuple(sorted(every_file(path)))
     if is_dicom(path):
-        return tuple(file for file in files_of(path.parent) if is_dicom(file))
+        return tuple(file for file in files_in(path.parent) if is_dicom(file))
     name = path.name.lower()
     try:
         if name.endswith(NRRD_SUFFIXES):

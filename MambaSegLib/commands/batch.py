@@ -190,7 +190,7 @@ def _key(job: _Job, case: Case) -> str:
     """Hash of everything a case's outputs depend on; "" for a case that cannot be read."""
     try:
         images = "" if case.problem else case.sha256()
-    except OSError:  # reading it says what is wrong
+    except (OSError, InputError):  # reading it says what is wrong
         images = ""
     if not images:
         return ""

@@ -37,6 +37,7 @@ class Case:
 
         Raises:
             OSError: If one may not be read.
+            InputError: If a folder may not be read.
         """
         digest = hashlib.sha256()
         for channel, path in self.images.items():

@@ -114,7 +114,7 @@ def _about_tuning(tuned: Sequence[Tuned]) -> Iterator[str]:
     if tuned:
         yield "\nScans divided as measured on this GPU, from now on"
     for found in tuned:
-        yield f"  {found.scan}: {found.gain:.2f} times as fast as before ({found.tried} divisions tried)"
+        yield f"  {found.scan}: {found.gain:.2f} times as fast as by rule ({found.tried} divisions tried)"
 
 
 def _about_need(need: Estimate | None, model: str) -> Iterator[str]:

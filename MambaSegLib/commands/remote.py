@@ -219,7 +219,7 @@ def _named(word: str) -> tuple[str, Path]:
 def _add(job: _Job, path: Path, name: str, leave_out: Path | None = None) -> str:
     """Send a file or a folder, without a folder in it that is left out; returns what it is called there."""
     if path.is_dir():
-        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+        for file in files_of(path):
             if leave_out is not None and file.absolute().is_relative_to(leave_out.absolute()):
                 continue
             job.files[f"{name}/{file.relative_to(path).as_posix()}"] = file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,21 @@ def test_an_image_that_may_not_be_read_stops_no_other(
     words = ["batch", str(images), "-o", str(tmp_path / "out"), "--model", str(tiny_bundle.path), *QUICK, "--events"]
     assert main(words) == 2
     assert statuses(capsys.readouterr().out) == {"a": "done", "b": "failed", "c": "done"}
+
+
+def test_a_folder_of_images_that_may_not_be_read_stops_no_other(
+    tmp_path: Path,
+    images: Path,
+    tiny_bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (images / "d" / "more").mkdir(parents=True)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "more" and allowed(path, mode))
+    words = ["batch", str(images), "-o", str(tmp_path / "out"), "--model", str(tiny_bundle.path), *QUICK, "--events"]
+    assert main(words) == 2
+    assert statuses(capsys.readouterr().out) == {"a": "done", "b": "failed", "c": "done", "d": "failed"}
 
 
 def test_a_later_failure_undoes_an_earlier_success(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -141,6 +142,24 @@ def test_a_dicom_file_is_sent_with_its_series(tmp_path: Path, monkeypatch: pytes
     job = _job(["segment", str(folder / "1.dcm"), "-o", str(tmp_path / "x.nrrd")])
     assert {name for name in job.files if name.startswith("in/0/")} == {"in/0/1.dcm", "in/0/2.dcm", "in/0/more/IM3"}
     assert job.words[1] == "in/0/1.dcm"
+
+
+def test_a_folder_that_may_not_be_read_is_not_left_out_of_what_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study" / "more").mkdir(parents=True)
+    (tmp_path / "study" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    scan = os.scandir
+
+    def refusing(path: str) -> object:  # root may read everything, whatever a folder's permissions
+        if Path(path).name == "more":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    for words in (["segment", str(tmp_path / "study")], ["segment", str(tmp_path / "study" / "1.dcm")]):
+        with pytest.raises(InputError, match="more cannot be read: Permission denied"):
+            _job([*words, "-o", str(tmp_path / "x.nrrd")])
 
 
 def test_an_image_in_two_files_is_sent_whole(tmp_path: Path) -> None:

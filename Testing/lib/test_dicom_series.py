@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from MambaSegLib import dicom_files
 from MambaSegLib.errors import InputError
-from MambaSegLib.volume_io import read_volume
+from MambaSegLib.volume_io import files_of, read_volume
 
 pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
@@ -228,7 +229,7 @@ def test_a_file_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
     (tmp_path / "07.dcm").rename(tmp_path / "IM0001")
     readable = os.access
     # Root may read everything, whatever a file's permissions.
-    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "IM0001" and readable(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "IM0001" and readable(path, mode))
     with pytest.raises(InputError, match="IM0001 may not be read by this user"):
         read_volume(tmp_path)
 
@@ -246,6 +247,25 @@ def test_a_folder_in_the_folder_that_may_not_be_read_is_not_passed_over(tmp_path
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match=r"more cannot be read: Permission denied; change its permissions"):
         read_volume(tmp_path)
+
+
+def test_a_folder_whose_names_may_be_listed_but_not_opened_is_not_passed_over(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "07.dcm").rename(tmp_path / "more" / "07.dcm")
+    allowed = os.access
+    # From Python 3.14 on is_file says no to what lies in such a folder; before it raises.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "more" and allowed(path, mode))
+    for read in (read_volume, files_of):
+        with pytest.raises(InputError, match=r"more cannot be read: Permission denied; change its permissions"):
+            read(tmp_path)
+
+
+def test_a_file_among_more_than_a_study_has_is_refused_before_all_are_opened(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    monkeypatch.setattr(dicom_files, "MAX_FILES", 3)
+    with pytest.raises(InputError, match="more than 3 files"):
+        files_of(tmp_path / "00.dcm")
 
 
 def test_folders_without_images_are_refused(tmp_path):

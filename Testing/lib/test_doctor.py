@@ -201,6 +201,6 @@ def test_the_doctor_tells_what_tuning_gained(
     words = ["doctor", "--quick", "--tune", "--model", str(tiny_bundle.path), "--device", "cpu", "--scan", "pytorch"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert printed.count("1.25 times as fast as before (30 divisions tried)") == 2
+    assert printed.count("1.25 times as fast as by rule (30 divisions tried)") == 2
     assert "forward 8x4 4096 x1 float32" in printed
     assert watched == [set()]  # the CPU's scan is divided otherwise

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from MambaSegLib import limits
-from MambaSegLib.limits import MemoryLimit, memory_limits, set_threads, usable_processors
+from MambaSegLib.limits import MemoryLimit, computing_threads, memory_limits, set_threads, usable_processors
 from MambaSegLib.machine import memory_bytes
 
 GIB = 1 << 30
@@ -134,6 +135,14 @@ def test_time_that_is_rationed_is_as_many_processors_as_it_keeps_busy(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert usable_processors(computer(tmp_path, files)) == processors
+
+
+def test_threads_can_be_asked_for_while_another_thread_imports_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "usable_processors", lambda: 3)
+    assert computing_threads() == torch.get_num_threads()
+    for state in (None, ModuleType("torch")):  # not there, and not yet executed
+        monkeypatch.setitem(sys.modules, "torch", state)  # type: ignore[arg-type]
+        assert computing_threads() == 3
 
 
 def test_no_more_threads_compute_than_may_run_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

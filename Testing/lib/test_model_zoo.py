@@ -412,8 +412,16 @@ class Unreadable(type(Path())):  # type: ignore[misc] # root may read everything
     is_dir = is_file = iterdir
 
 
+class Listed(type(Path())):  # type: ignore[misc]
+    """A folder whose names may be listed, but not what they name."""
+
+    def iterdir(self) -> Iterator[Path]:
+        return iter([Unreadable(self / "some.model")])
+
+
 def test_a_models_folder_that_may_not_be_read_hides_no_bundled_model(tmp_path: Path) -> None:
     folder = Unreadable(tmp_path)
-    assert [model.origin for model in list_models(folder)] == ["bundled", "bundled"]
+    for hidden in (folder, Listed(tmp_path)):
+        assert [model.origin for model in list_models(hidden)] == ["bundled", "bundled"]
     with pytest.raises(BundleError, match="no model"):
         load_bundle("no.such", models_dir=folder)

@@ -338,6 +338,9 @@ def test_an_image_that_no_memory_could_hold_at_the_models_spacing_is_refused_wit
         EnvironmentProblemError, match=r"3600 x 3600 x 3600 voxels.*174 GiB.*voxels are 900 x 900 x 900 mm"
     ):
         preprocess(volume, make_plan())
+    monkeypatch.setattr(preprocessing, "memory_bytes", lambda: (2**30 + 2**28, 2**29))
+    with pytest.raises(EnvironmentProblemError, match=r"take 1\.46 GiB; there are 1\.25\."):
+        preprocess(axial(noise((4, 4, 4)), spacing=(183.0, 183.0, 183.0)), make_plan())
     monkeypatch.setattr(preprocessing, "memory_bytes", lambda: (0, 0))  # unknown
     assert preprocess(axial(noise((4, 4, 4))), make_plan((0.5, 0.5, 0.5))).array.shape == (1, 8, 8, 8)
 

@@ -26,7 +26,7 @@ from MambaSegTraining.store import LABELLED, StoredCase, sample_points
 
 from MambaSegLib.errors import InputError
 from MambaSegLib.label_table import parse_labels
-from MambaSegLib.plan import Label, Region
+from MambaSegLib.plan import Label, Region, VolumeRange
 from MambaSegLib.readout import Readout, exclusive_classes
 from MambaSegLib.schema import from_json
 from MambaSegLib.volume import Geometry, Labels
@@ -335,6 +335,18 @@ def test_regions_of_the_configuration_replace_the_labels_and_change_what_is_prep
     for bad in (regions[::-1], [{**regions[0], "labels": [1, 5]}], [{**regions[0], "name": "ball"}, regions[1]]):
         with pytest.raises(InputError, match="No model could be made of this"):
             make_plan(dataset, fingerprint, from_json(Settings, {"regions": bad}))
+
+
+def test_labels_that_regions_join_have_their_volume_together(ball_dataset):
+    dataset = read_dataset(ball_dataset)
+    fingerprint = take_fingerprint(dataset)
+    apart = make_plan(dataset, fingerprint, Settings()).fingerprint.volumes
+    joined = from_json(Settings, {"regions": [{"name": "whole", "labels": [1, 2], "value": 1}]})
+    volumes = make_plan(dataset, fingerprint, joined).fingerprint.volumes
+    sums = [sum(case.label_voxels) / 1000 for case in fingerprint.cases]  # voxels of 1 mm
+    assert volumes == (VolumeRange(min(sums), max(sums)), apart[1])
+    nested = [{"name": "whole", "labels": [1, 2], "value": 1}, {"name": "inner", "labels": [2], "value": 2}]
+    assert make_plan(dataset, fingerprint, from_json(Settings, {"regions": nested})).fingerprint.volumes == apart
 
 
 def test_a_region_nobody_has_is_a_problem_a_label_inside_another_region_is_not(ball_dataset):

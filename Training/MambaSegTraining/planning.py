@@ -20,6 +20,7 @@ from MambaSegLib.plan import (
     NetworkPlan,
     Normalization,
     Plan,
+    Region,
     Triple,
     VolumeRange,
 )
@@ -94,7 +95,7 @@ def _planned(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settin
         ignore_value=dataset.ignore_value,
         crop_to_nonzero=settings.plan.crop_to_nonzero,
         mirror_axes=settings.plan.mirror_axes,
-        fingerprint=_plan_fingerprint(dataset, fingerprint, axes),
+        fingerprint=_plan_fingerprint(dataset, fingerprint, axes, regions),
     )
     return fit_to_memory(plan, settings, median)
 
@@ -125,7 +126,7 @@ def _named(dataset: Dataset, fingerprint: DatasetFingerprint, settings: Settings
         regions=regions,
         ignore_value=dataset.ignore_value,
         mirror_axes=about.mirror_axes,
-        fingerprint=_plan_fingerprint(dataset, fingerprint, axes),
+        fingerprint=_plan_fingerprint(dataset, fingerprint, axes, regions),
     )
 
 
@@ -211,7 +212,9 @@ def _labels(dataset: Dataset, settings: Settings) -> tuple[Label, ...]:
     return tuple(given.get(value) or plain_label(value, name) for value, name in dataset.labels.items())
 
 
-def _plan_fingerprint(dataset: Dataset, fingerprint: DatasetFingerprint, axes: Sequence[int]) -> Fingerprint:
+def _plan_fingerprint(
+    dataset: Dataset, fingerprint: DatasetFingerprint, axes: Sequence[int], regions: Sequence[Region]
+) -> Fingerprint:
     spacings = np.array([_by_axis(case, case.spacing_mm, axes) for case in fingerprint.cases])
     extents = spacings * [_by_axis(case, case.shape, axes) for case in fingerprint.cases]
     angles = [case.obliquity_deg for case in fingerprint.cases if case.obliquity_deg is not None]
@@ -226,15 +229,23 @@ def _plan_fingerprint(dataset: Dataset, fingerprint: DatasetFingerprint, axes: S
         extent_max_mm=_triple(extents.max(axis=0)),
         intensities=ranges if has_scale else (),
         obliquity_max_deg=max(angles) if len(angles) == len(fingerprint.cases) else None,
-        volumes=_volumes(dataset, fingerprint),
+        volumes=_volumes(dataset, fingerprint, regions),
     )
 
 
-def _volumes(dataset: Dataset, fingerprint: DatasetFingerprint) -> tuple[VolumeRange, ...]:
-    """Of each label; unknown where voxels that nobody labelled may belong to it."""
+def _volumes(dataset: Dataset, fingerprint: DatasetFingerprint, regions: Sequence[Region]) -> tuple[VolumeRange, ...]:
+    """Of each label; unknown where voxels that nobody labelled may belong to it.
+
+    Labels that lie in the same regions cannot be told apart: the one that all of them become has their volume.
+    """
     if dataset.ignore_value is not None:
         return ()
-    voxels = np.array([case.label_voxels for case in fingerprint.cases])
+    become = {
+        value: region.value for region in regions for value in region.labels
+    }  # later ones paint over earlier ones
+    parts = [[part for part in dataset.labels if become.get(part, part) == own] or [own] for own in dataset.labels]
+    counts = [dict(zip(dataset.labels, case.label_voxels, strict=True)) for case in fingerprint.cases]
+    voxels = np.array([[sum(count[part] for part in own) for own in parts] for count in counts])
     milliliters = voxels * [[prod(case.spacing_mm) / 1000] for case in fingerprint.cases]
     lows, highs = milliliters.min(axis=0), milliliters.max(axis=0)
     return tuple(VolumeRange(float(low), float(high)) for low, high in zip(lows, highs, strict=True))
