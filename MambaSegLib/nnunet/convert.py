@@ -62,6 +62,7 @@ def convert_nnunet(
     Raises:
         InputError: If the model cannot be computed here exactly as nnU-Net plans it, or something is missing.
         BundleError: If a file is damaged or hostile, or the target exists.
+        EnvironmentProblemError: If PyTorch is too old to read checkpoints safely.
     """
     model = open_trained(source, choices.configuration)
     plans, description = model.read_json(PLANS), model.read_json(DATASET)
@@ -103,7 +104,7 @@ def _plan(
 ) -> Plan:
     configuration = checkpoint.configuration
     if wanted and wanted != configuration:
-        msg = f"{model.folder} was trained in the configuration {configuration}, not {wanted}."
+        msg = f"{model.folder} was trained in the configuration {configuration!r}, not {wanted}."
         raise InputError(msg)
     plan = parse_plan(plans, description, configuration, file=PLANS, orientation=orientation)
     refuse_differences(plans, configuration, plan, PLANS)
@@ -122,7 +123,7 @@ def _agreed(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
         for what in ("trainer", "configuration", "mirror_axes"):
             if getattr(other, what) != getattr(first, what):
                 msg = (
-                    f"The folds were not trained alike: {what} is {getattr(first, what)} and {getattr(other, what)}. "
+                    f"The folds were not trained alike: {what} is {getattr(first, what)!r} and {getattr(other, what)!r}. "
                     "Convert them one by one with --folds."
                 )
                 raise InputError(msg)

@@ -98,8 +98,10 @@ def parse_plan(
             ignore_value=table.ignore_value,
             mirror_axes=(0, 1, 2),
         )
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        msg = f"{file} lacks something nnU-Net's plans have ({error!r}) in the configuration {configuration}."
+    except InputError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
+        msg = f"{file} is not as nnU-Net writes it ({error!r}) in the configuration {configuration}."
         raise InputError(msg) from error
 
 
@@ -158,6 +160,12 @@ def _architecture(settings: Content) -> tuple[str, tuple[StagePlan, ...]]:
 
 def _channels(plans: Content, settings: Content, description: Content, file: str) -> tuple[Channel, ...]:
     names = _channel_names(description.get("channel_names") or description["modality"])
+    if len(names) != len(settings["normalization_schemes"]):
+        msg = (
+            f"{file} is for {len(settings['normalization_schemes'])} channel(s), but dataset.json names {len(names)}: "
+            f"{', '.join(names)}. They are of different data sets."
+        )
+        raise InputError(msg)
     rows = zip(names, settings["normalization_schemes"], settings["use_mask_for_norm"], strict=True)
     channels = []
     for index, (name, scheme, masked) in enumerate(rows):
@@ -177,8 +185,8 @@ def _channel_names(listed: Mapping[str, str]) -> list[str]:
 
 def _normalization(scheme: str, masked: bool, facts: Mapping[str, float]) -> Normalization:
     if scheme == "ct":
-        lower, upper = facts["percentile_00_5"], facts["percentile_99_5"]
-        return Normalization("ct", lower=lower, upper=upper, mean=facts["mean"], std=facts["std"])
+        lower, upper = float(facts["percentile_00_5"]), float(facts["percentile_99_5"])
+        return Normalization("ct", lower=lower, upper=upper, mean=float(facts["mean"]), std=float(facts["std"]))
     return Normalization(scheme, masked=masked and scheme == "zscore")  # type: ignore[arg-type]
 
 

@@ -1,7 +1,8 @@
 """Checkpoints of nnU-Net v2, read as numbers alone, and the names its weights have here.
 
 nnU-Net itself loads checkpoints as pickles that may run anything. Here PyTorch's restricted reader is used, which builds
-tensors and plain values, and beside them only the NumPy numbers that nnU-Net keeps of its training's course.
+tensors and plain values, and beside them only the NumPy numbers that nnU-Net keeps of its training's course. Before PyTorch
+2.10 that reader could be made to corrupt memory (CVE-2026-24747).
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ import hashlib
 import io
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from MambaSegLib.errors import BundleError, InputError
+from MambaSegLib.errors import BundleError, EnvironmentProblemError, InputError
 from MambaSegLib.networks import create_network
 from MambaSegLib.plan import NetworkPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SAFE_PYTORCH = "2.10"
+"""The first version whose restricted reader can be trusted with files from anywhere."""
+_MAX_RATIO = 10
+"""PyTorch does not compress checkpoints, but unpacks those that were: weights hardly shrink, a bomb does a thousandfold."""
+_ZIP_START = b"PK\3\4"
 _TWICE = re.compile(r"(^decoder\.encoder\.)|(\.all_modules\.)")
 """Where nnU-Net's modules list a layer again: the decoder its encoder, each block its convolution and norm."""
 _RENAMED = (
@@ -71,7 +79,10 @@ def parse_checkpoint(content: bytes, name: str) -> Checkpoint:
 
     Raises:
         BundleError: If it holds anything that could run code, is damaged, or is no checkpoint of nnU-Net v2.
+        EnvironmentProblemError: If PyTorch is too old to read it safely.
     """
+    _require_safe_pytorch()
+    _refuse_bomb(content, name)
     data = _load(content, name)
     try:
         weights = {str(key): value for key, value in data["network_weights"].items()}
@@ -84,7 +95,7 @@ def parse_checkpoint(content: bytes, name: str) -> Checkpoint:
             epochs=int(data.get("current_epoch") or 0),
             sha256=hashlib.sha256(content).hexdigest(),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         msg = f"{name} is no checkpoint of nnU-Net v2: {error!r}."
         raise BundleError(msg) from None
 
@@ -99,6 +110,7 @@ def renamed(weights: Mapping[str, Tensor], plan: NetworkPlan, name: str) -> dict
 
     Raises:
         InputError: If they are not exactly those of that network, so that another one was trained.
+        BundleError: If one is no tensor of numbers that the file holds.
     """
     import torch
 
@@ -108,10 +120,14 @@ def renamed(weights: Mapping[str, Tensor], plan: NetworkPlan, name: str) -> dict
     differing = sorted(key for key in found.keys() | expected.keys() if _shape(found.get(key)) != expected.get(key))
     if differing:
         msg = (
-            f"The weights in {name} are not those of the network in plans.json ({len(differing)} differ, {differing[0]} for "
+            f"The weights in {name} are not those of the network in plans.json ({len(differing)} differ, {differing[0]!r} for "
             "example): its trainer built another network, such as one with batch normalization, which cannot be converted."
         )
         raise InputError(msg)
+    for key, value in found.items():
+        if not _is_plain(value):
+            msg = f"The weight {key} in {name} is no plain tensor of floating-point numbers. It is refused."
+            raise BundleError(msg)
     return found
 
 
@@ -123,6 +139,42 @@ def _own_name(name: str) -> str:
 
 def _shape(value: object) -> object:
     return getattr(value, "shape", None)
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a weight is of real numbers, all of them read from the file: a view may show one number a million times."""
+    import torch
+
+    known = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if value.dtype not in known or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+
+
+def _require_safe_pytorch() -> None:
+    import torch
+
+    if torch.__version__ < SAFE_PYTORCH:
+        msg = (
+            f"nnU-Net's checkpoints are read with PyTorch {SAFE_PYTORCH} or newer only: in {torch.__version__}, which is installed here, a "
+            "prepared file could run code (CVE-2026-24747). Update PyTorch; the converted model then works with any from 2.6."
+        )
+        raise EnvironmentProblemError(msg)
+
+
+def _refuse_bomb(content: bytes, name: str) -> None:
+    """Refuse a file that unpacks to far more than its size; PyTorch's form before 1.6 packs nothing."""
+    if not content.startswith(_ZIP_START):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
+        msg = f"{name} is damaged, or no checkpoint of nnU-Net v2: {error}."
+        raise BundleError(msg) from None
+    if unpacked > _MAX_RATIO * len(content):
+        msg = f"{name} unpacks to more than {_MAX_RATIO} times its size. It is refused."
+        raise BundleError(msg)
 
 
 def _load(content: bytes, name: str) -> Any:

@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nnunet_model import NnunetModel, zipped
+from nnunet_model import FACTS, NnunetModel, zipped
 
 from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle, load_bundle
-from MambaSegLib.errors import BundleError, InputError
+from MambaSegLib.errors import BundleError, EnvironmentProblemError, InputError
 from MambaSegLib.geometry import Geometry
 from MambaSegLib.label_writing import write_volume
 from MambaSegLib.model_card import model_card
 from MambaSegLib.model_zoo import install_model
 from MambaSegLib.nnunet.convert import Choices, convert_nnunet
+from MambaSegLib.nnunet.weights import SAFE_PYTORCH
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.preprocessing import preprocess
 from MambaSegLib.volume import Volume
+
+pytestmark = pytest.mark.skipif(
+    torch.__version__ < SAFE_PYTORCH, reason="checkpoints are read with PyTorch from 2.10 only"
+)
 
 
 def settings(plans: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def configuration(**changed: object) -> Callable[[dict[str, Any]], None]:
     return lambda plans: settings(plans).update(changed)
 
 
-REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "batch normalization": (architecture(norm_op="torch.nn.modules.batchnorm.BatchNorm3d"), "norm_op is .*BatchNorm3d"),
     "ReLU": (architecture(nonlin="torch.nn.ReLU"), "nonlin is .*ReLU"),
     "another slope": (architecture(nonlin_kwargs={"negative_slope": 0.2}), "nonlin_kwargs"),
@@ -213,6 +218,21 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "axes that are none": (lambda plans: plans.update(transpose_forward=[0, 1, 1]), "transpose_forward"),
     "an heir of its own": (configuration(inherits_from="3d_fullres"), "inherits from itself"),
     "no plans": (lambda plans: plans.clear(), "nnU-Net's None does not read"),
+    "a spacing in the plane": (configuration(spacing=[1, 1]), "not as nnU-Net writes it .*expected 3, got 2"),
+    "words for numbers": (configuration(spacing=["a", 1, 1]), "not as nnU-Net writes it .*could not convert"),
+    "a stride of zero": (architecture(strides=[[1, 1, 1], [0, 2, 2], [2, 2, 2]]), "not as nnU-Net writes it .*by zero"),
+    "a patch without end": (configuration(patch_size=[float("inf"), 8, 12]), "not as nnU-Net writes it .*infinity"),
+    "two channels": (
+        configuration(normalization_schemes=["NoNormalization"] * 2),
+        "2 .*, but dataset.json names 1: MRI",
+    ),
+    "a CT without numbers": (
+        lambda plans: (
+            settings(plans).update(normalization_schemes=["CTNormalization"]),
+            plans.update(foreground_intensity_properties_per_channel={"0": {**FACTS, "std": None}}),
+        ),
+        "not as nnU-Net writes it .*NoneType",
+    ),
 }
 
 
@@ -230,6 +250,27 @@ def test_weights_of_another_network_than_the_plans_are_refused(tmp_path: Path) -
         content["network_weights"]["encoder.stages.0.0.convs.0.norm.running_mean"] = torch.zeros(4)
 
     assert "batch normalization" in refusal(tmp_path, NnunetModel(checkpoint=normalized_by_batch))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.to("meta"),
+        lambda weight: weight.to(torch.int64),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.to_sparse(),
+        lambda weight: torch.zeros(1).expand(weight.shape),
+    ],
+    ids=["without content", "whole numbers", "complex numbers", "sparse", "one number, shown often"],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    def changed(content: dict[str, Any]) -> None:
+        weights = content["network_weights"]
+        weights.update({name: change(weight) for name, weight in weights.items()})
+
+    assert "no plain tensor of floating-point numbers" in refusal(tmp_path, NnunetModel(checkpoint=changed))
 
 
 def test_folds_that_were_trained_differently_are_not_put_together(tmp_path: Path) -> None:
@@ -298,6 +339,39 @@ def test_a_checkpoint_saved_with_numpy_1_is_read_with_numpy_2(tmp_path: Path) ->
     assert convert_nnunet(folder, tmp_path / "bundle", Choices()).fold_indices == (0,)
 
 
+def packed(file: Path) -> None:
+    """Compress what a checkpoint holds; PyTorch unpacks it as it reads."""
+    with zipfile.ZipFile(file) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def test_a_checkpoint_that_unpacks_to_a_multiple_of_its_size_is_refused_and_a_compressed_one_is_read(
+    tmp_path: Path,
+) -> None:
+    for name, extra in (("harmless", 0), ("bomb", 10**6)):
+        model = NnunetModel(checkpoint=lambda content, extra=extra: content.update(extra=torch.zeros(extra)))
+        folder = model.write(tmp_path / name)
+        packed(folder / "fold_0" / "checkpoint_final.pth")
+        if not extra:
+            assert convert_nnunet(folder, tmp_path / "bundle", Choices()).fold_indices == (0,)
+            continue
+        with pytest.raises(BundleError, match="more than 10 times its size"):
+            convert_nnunet(folder, tmp_path / "other", Choices())
+
+
+def test_a_pytorch_whose_reader_can_be_tricked_opens_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = NnunetModel().write(tmp_path / "results")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a checkpoint was opened"))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cu128"))
+    with pytest.raises(EnvironmentProblemError, match=r"PyTorch 2.10 or newer only: in 2.9.1\+cu128"):
+        convert_nnunet(folder, tmp_path / "bundle", Choices())
+
+
 @pytest.mark.parametrize("position", [0.1, 0.6, 0.99])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, position: float) -> None:
     folder = NnunetModel().write(tmp_path / "results")
@@ -316,6 +390,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, position: float) -> Non
         (lambda content: content.update(network_weights=[1]), "no checkpoint of nnU-Net v2"),
         (lambda content: content["network_weights"].update({"decoder.seg_layers.0.bias": 3}), "decoder.heads.0.bias"),
         (lambda content: content.update(inference_allowed_mirroring_axes=(0, 7)), "mirror_axes"),
+        (lambda content: content.update(current_epoch=float("inf")), "no checkpoint of nnU-Net v2"),
+        (lambda content: content["network_weights"].update({"a\x1b[31m": torch.zeros(1)}), r"'a\x1b[31m'"),
     ],
 )
 def test_a_checkpoint_that_is_none_is_refused(

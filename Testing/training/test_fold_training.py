@@ -152,6 +152,9 @@ def test_a_checkpoint_of_another_plan_is_not_continued_but_names_and_colors_may_
     plan["labels"][0] |= {"name": "sphere", "color": [1, 2, 3]}
     job.run.plan_file.write_text(json.dumps(plan))
     assert not train_fold(_stopped_after(replace(job, resume=True), 1))
+    del plan["thick_slices"]  # as earlier versions planned; planning anew adds it
+    job.run.plan_file.write_text(json.dumps(plan))
+    assert not train_fold(_stopped_after(replace(job, resume=True), 1))
     plan["mirror_axes"] = []
     job.run.plan_file.write_text(json.dumps(plan))
     with pytest.raises(InputError, match="another plan"):

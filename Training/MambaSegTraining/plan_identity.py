@@ -8,6 +8,9 @@ from typing import Any
 
 from MambaSegTraining.json_hash import json_hash
 
+_LATER = {"thick_slices": "interpolated"}
+"""Fields that came after hashes were kept, and what plans without them mean: planning anew adds them and changes nothing."""
+
 
 def deciding_part(stated: dict[str, Any]) -> dict[str, Any]:
     """A plan, as its file has it, without fingerprint, modalities, and names, colors and codes of labels.
@@ -23,5 +26,6 @@ def deciding_part(stated: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan_hash(path: Path) -> str:
-    """Hash of the deciding part of a plan's file."""
-    return json_hash(deciding_part(json.loads(path.read_text(encoding="utf-8"))))
+    """Hash of the deciding part of a plan's file, the same whether an earlier or a later version wrote it."""
+    part = deciding_part(json.loads(path.read_text(encoding="utf-8")))
+    return json_hash({name: value for name, value in part.items() if name not in _LATER or value != _LATER[name]})
