@@ -43,6 +43,8 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+NONFINITE_CURE = "Repair the image, or choose what they become: --replace-nonfinite 0, in Python replace_nonfinite=0."
+"""What to do about voxels that are NaN or infinite, on the command line; other programs say their own in its place."""
 
 
 def log(message: str) -> None:
@@ -270,10 +272,7 @@ def _finite(path: Path, array: Array, replacement: float | None, on_notice: Noti
         return array
     found = f"{count} of {array.size} voxels are NaN or infinite"
     if replacement is None:
-        msg = (
-            f"{path}: {found}. Repair the image, or choose what they become: --replace-nonfinite 0, in Python "
-            "replace_nonfinite=0."
-        )
+        msg = f"{path}: {found}. {NONFINITE_CURE}"
         raise InputError(msg)
     with np.errstate(over="ignore"):
         value = array.dtype.type(replacement)

@@ -19,7 +19,7 @@ from trame_slicer.views import Layout, LayoutDirection, ViewLayoutDefinition
 
 from MambaSegLib.bundle import load_bundle
 from MambaSegLib.commands.reporting import progress_line
-from MambaSegLib.errors import CancelledError, InputError, MambaSegError
+from MambaSegLib.errors import CancelledError, MambaSegError
 from MambaSegLib.model_zoo import ListedModel
 from MambaSegView import page
 from MambaSegView.session import Session
@@ -218,12 +218,10 @@ def _choices(session: Session) -> dict[str, ListedModel]:
     """Models by the name or path that starts them; one given by its path comes first."""
     models = {model.name: model for model in session.models()}
     first = session.first_model
-    if first not in models:
+    if first not in models or models[first].problem:  # by its path, it may be one that is listed as only copied
         bundle = load_bundle(first)
+        models.pop(first, None)
         models = {first: ListedModel(bundle.name, "installed", bundle.path, bundle.manifest), **models}
-    if not models:
-        message = "There is no model to segment with. Install one: mambaseg models install FILE.zip"
-        raise InputError(message)
     return models
 
 

@@ -259,6 +259,7 @@ class MambaSegmentationWidget(ScriptedLoadableModuleWidget):
         self._sceneTags = [
             scene.AddObserver(event, lambda *_: self.enter()) for event in (scene.EndCloseEvent, scene.EndImportEvent)
         ]
+        self._sceneTags.append(scene.AddObserver(scene.EndCloseEvent, lambda *_: self.window.forget()))
         self.enter()
 
     def enter(self) -> None:

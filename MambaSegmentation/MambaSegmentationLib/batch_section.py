@@ -134,7 +134,7 @@ class BatchSection:
         ui.outputFolderButton.clicked.connect(
             lambda *_args: chooseInto(ui.outputFolderEdit, dialogs.chooseFolder(_("Folder for the segmentations")))
         )
-        ui.caseList.itemChanged.connect(lambda *_: self.onChange())
+        ui.caseList.itemChanged.connect(lambda *_: self._onRegion())
         ui.openOutputButton.clicked.connect(lambda *_: dialogs.openFolder(Path(choices.get("outputFolder"))))
 
     def _onSource(self) -> None:
@@ -143,6 +143,7 @@ class BatchSection:
         self.onChange()
 
     def _onRegion(self) -> None:
+        """The region is another one, or lies otherwise in the images that are marked now."""
         self._showHint()
         self.onChange()
 
@@ -172,8 +173,14 @@ class BatchSection:
     def _showHint(self) -> None:
         hints, roiNode = [self._hint(chosen(self._ui.sourceSelector))], self._region.node()
         if roiNode is not None:
-            hints += [_("Images outside the region fail, and the others are segmented."), regionNote(roiNode)]
+            outside = _("Images outside the region fail, and the others are segmented.")
+            hints += [outside, regionNote(roiNode, self._firstImage())]
         self._ui.batchHintLabel.setText(f"<small>{' '.join(filter(None, hints))}</small>")
+
+    def _firstImage(self) -> Any:
+        """The first marked image of the scene; None if there is none, or files are segmented."""
+        marked = self._marked() if chosen(self._ui.sourceSelector) == "scene" else []
+        return slicer.mrmlScene.GetNodeByID(marked[0]) if marked else None
 
     def _hint(self, source: str) -> str:
         if source == "scene":

@@ -102,9 +102,9 @@ class SceneBatchRun(CasesRun):
     def _writeCases(self, folder: Path) -> list[str]:
         for number, nodes in enumerate(self._cases):
             self._writeCase(conversion.volumesFromNodes(nodes), folder, number)
-        roiNode = self._request.roiNode
-        self.notices += regionNotices(roiNode)
-        return regionWords(commonRegion(roiNode, [nodes[0] for nodes in self._cases]) if roiNode is not None else None)
+        roiNode, images = self._request.roiNode, [nodes[0] for nodes in self._cases]
+        self.notices += regionNotices(roiNode, images[0])
+        return regionWords(commonRegion(roiNode, images) if roiNode is not None else None)
 
     def _caseName(self, name: str) -> str:
         number = int(name)

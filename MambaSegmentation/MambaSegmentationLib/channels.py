@@ -133,8 +133,8 @@ def _isNumber(channel: str, position: int, name: str) -> bool:
 
 
 def isImage(node: Any) -> bool:
-    """Whether a node is an image that can be segmented, and not a label map."""
-    return isinstance(node, VolumeNode) and not node.IsA("vtkMRMLLabelMapVolumeNode")
+    """Whether a node is an image a person can choose: no label map, and not hidden by the module it belongs to."""
+    return isinstance(node, VolumeNode) and not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetHideFromEditors()
 
 
 def activeImage() -> Any:

@@ -17,6 +17,7 @@ import slicer
 
 from MambaSegLib.errors import CancelledError, EnvironmentProblemError, InputError, MambaSegError
 from MambaSegLib.progress import Progress
+from MambaSegLib.volume_io import NONFINITE_CURE
 from MambaSegmentationLib.translation import tr as _
 from MambaSegmentationLib.worker import Event, Worker, libraryCommand, libraryEnvironment
 
@@ -159,9 +160,9 @@ class Job:
         self._fileNames |= {str(path): name for path, name in zip(paths, names, strict=True)}
 
     def _readable(self, text: str) -> str:
-        """What the worker said, for a person."""
-        for path, name in self._fileNames.items():
-            text = text.replace(path, name)
+        """What the worker said, for a person who sees the scene and not the command line."""
+        for words, others in {**self._fileNames, NONFINITE_CURE: _nonfiniteCure()}.items():
+            text = text.replace(words, others)
         return text
 
     def _hear(self, event: Event) -> None:
@@ -170,7 +171,7 @@ class Job:
         elif event["event"] == "log":
             message = self._readable(str(event.get("message", "")))
             self.log.append(message)
-            if event.get("level") == "warning":
+            if event.get("level") == "warning" and message not in self.notices:
                 self.notices.append(message)
 
     def _finish(self) -> None:
@@ -178,7 +179,7 @@ class Job:
         if worker.cancelled:
             raise CancelledError(self._reason or self._cancelled())
         if not self._succeeded(worker):
-            message = worker.failure() or "The segmentation process ended without a result."
+            message = worker.failure() or _("The segmentation process ended without a result.")
             raise _KINDS.get(worker.returnCode or 3, EnvironmentProblemError)(self._readable(message))
         assert worker.result is not None
         self._bringIn(worker.result)
@@ -205,6 +206,15 @@ def shareDone(stage: str, done: int, total: int) -> float:
     if stage in ("Predicting", "Downloading"):
         return done / max(1, total)
     return float(stage in ("Postprocessing", "Writing"))
+
+
+def _nonfiniteCure() -> str:
+    """What to do in Slicer about voxels that are NaN or infinite: the window has no switch for it."""
+    return _(
+        "Repair the image; if it is a file, load it first and save it afterwards. To make these voxels zero, type in Slicer's "
+        "Python console, with the name of the image for NAME: import numpy; a = arrayFromVolume(getNode('NAME')); "
+        "a[~numpy.isfinite(a)] = 0; arrayFromVolumeModified(getNode('NAME'))"
+    )
 
 
 def _checkedHost(host: str) -> str:

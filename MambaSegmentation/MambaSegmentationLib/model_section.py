@@ -58,7 +58,7 @@ class ModelSection:
     def refresh(self) -> None:
         """List the models anew, after one was installed or removed."""
         self._models = self._segmenter.models()
-        installed = [model for model in self._models if model.origin == "installed"]
+        installed = [model for model in self._models if self._isInstalled(model)]
         size = sum(path.stat().st_size for model in installed for path in model.path.rglob("*") if path.is_file())
         text = _("{count} model(s), of which {installed} installed ({size:.1f} MB on disk).")
         self._ui.modelDiskLabel.setText(
@@ -121,12 +121,14 @@ class ModelSection:
         without = gone.format(name=escape(stored)) if self._isGone(stored) else none
         self._ui.modelDetails.setHtml(modelHtml(model) if model else without)
         self._ui.modelSelector.setToolTip(model.name if model else "")  # a narrow window cuts names off
-        folder = self._segmenter.folder()
-        installed = model is not None and model.origin == "installed" and model.name in model_names(folder)
-        self._ui.removeButton.setEnabled(installed)
+        self._ui.removeButton.setEnabled(model is not None and self._isInstalled(model))
         if model is not None:
             self._choices.store("model", model.name)
         self.onModel()
+
+    def _isInstalled(self, model: ListedModel) -> bool:
+        """Not so: what came with the program, and what was only copied into the folder."""
+        return model.origin == "installed" and model.name in model_names(self._segmenter.folder())
 
     def _isGone(self, name: str) -> bool:
         return bool(name) and all(model.name != name for model in self._models)

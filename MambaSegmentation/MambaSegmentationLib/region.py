@@ -126,4 +126,5 @@ def _toNode(roiNode: Any, node: Any) -> Array:
     toWorld = asArray(roiNode.GetObjectToWorldMatrix())
     if node is None:
         return toWorld
-    return betweenNodes(None, node.GetParentTransformNode(), f"{node.GetName()} and the region") @ toWorld
+    names = _("{image} and the region").format(image=node.GetName())
+    return betweenNodes(None, node.GetParentTransformNode(), names) @ toWorld

@@ -99,6 +99,12 @@ class Window:
         self.models.refresh()
         self._showChoices()
 
+    def forget(self) -> None:
+        """The scene was closed: what was said of the last run spoke of it."""
+        if not self._isBusy():
+            self.runs.warn([])
+            self.runs.say("")
+
     def uses(self, node: Any) -> bool:
         """Whether this is the parameter node whose choices are shown."""
         return bool(self._choices) and self._parameters.parameterNode is node
@@ -169,13 +175,8 @@ class Window:
 
     def _fitTab(self) -> None:
         """Let the page that is shown alone decide the height; Qt would leave room for the tallest."""
-        shown = int(self.ui.modeTabs.property("currentIndex"))
         for number, area in enumerate((self.ui.singleArea, self.ui.batchArea)):
-            area.setVisible(number == shown)
-        if shown == 0:
-            self.inputs.showRegionNote()
-        else:
-            self.ui.roiNoteLabel.setVisible(False)
+            area.setVisible(number == int(self.ui.modeTabs.property("currentIndex")))
 
     def _onModel(self) -> None:
         for section in (self.inputs, self.batch, self.compute):

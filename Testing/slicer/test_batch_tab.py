@@ -145,6 +145,27 @@ def test_a_region_of_the_batch_is_its_own_and_the_hint_says_what_becomes_of_imag
     assert "outside the image" in ui.outcomeTable.item(1, 3).text()
 
 
+def test_a_region_of_images_in_the_scene_is_told_to_be_turned_where_it_is_in_them(tab, obliqueVolume, scene):
+    window, ui, errors = tab
+    ui.batchRoiSelector.addNode()
+    region.fitRegion(ui.batchRoiSelector.currentNode(), obliqueVolume)
+    transform = vtk.vtkTransform()
+    transform.RotateZ(30)
+    parent = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "turned")
+    parent.SetMatrixTransformToParent(transform.GetMatrix())
+    for node in (obliqueVolume, ui.batchRoiSelector.currentNode()):
+        node.SetAndObserveTransformNodeID(parent.GetID())
+    choose(ui.sourceSelector, "scene")
+    ui.caseList.item(0).setCheckState(qt.Qt.Checked)
+    assert "upright box" not in ui.batchHintLabel.text(), "turned with its image"
+    ui.batchRoiSelector.currentNode().SetAndObserveTransformNodeID(None)
+    ui.batchRoiSelector.currentNode().Modified()
+    assert "upright box around it" in ui.batchHintLabel.text()
+    runs(window, ui)
+    assert errors == []
+    assert "upright box around it" in ui.warningLabel.text()
+
+
 def _matrix(node):
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)

@@ -82,6 +82,28 @@ def test_what_the_library_refuses_reaches_the_caller_in_its_words(segmenter, add
     assert run.state == "failed"
 
 
+def test_what_is_said_of_nan_can_be_done_in_slicer(segmenter, image):
+    array = slicer.util.arrayFromVolume(image).astype(np.float32)
+    array[0, 0, :3] = np.nan, np.inf, -np.inf
+    slicer.util.updateVolumeFromArray(image, array)
+    with pytest.raises(InputError, match=r"3 of .* NaN or infinite") as refused:
+        start(segmenter, image).wait(300)
+    assert "--replace-nonfinite" not in str(refused.value)
+    typed = str(refused.value).partition("for NAME: ")[2]
+    exec(typed.replace("NAME", image.GetName()), vars(slicer.util).copy())  # noqa: S102 (as Slicer's console does)
+    assert slicer.util.arrayFromVolume(image)[0, 0, :4].tolist() == [0, 0, 0, array[0, 0, 3]]
+    assert start(segmenter, image).wait(300) is not None
+
+
+def test_what_a_worker_says_twice_is_one_notice(segmenter, image, workerOf):
+    said = '{"event": "log", "level": "warning", "message": "It was resampled."}'
+    segmenter.workerCommand = workerOf(f"print({said!r}); print({said!r}); raise SystemExit(3)")
+    run = start(segmenter, image)
+    with pytest.raises(EnvironmentProblemError):
+        run.wait(30)
+    assert run.notices == ["It was resampled."]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_cancelling_leaves_nothing_behind(segmenter, image, scene, workerOf, late):
     nodes, before = contents(scene), folders()

@@ -95,6 +95,18 @@ def test_closing_the_scene_while_running_leaves_the_window_ready_for_another(rea
     assert errors == []
 
 
+def test_a_scene_that_is_closed_takes_along_what_was_said_of_it(ready, scene, thresholdWorker):
+    window, ui, _ = ready
+    window._segmenter.workerCommand = thresholdWorker
+    ui.applyButton.click()
+    waitFor(lambda: not window._isBusy(), 60)
+    assert ui.statusLabel.text().startswith("Done in ")
+    window.runs.warn(["It is unlike the training images."])
+    scene.Clear(0)
+    assert ui.statusLabel.text() == ""
+    assert ui.warningLabel.text() == ""
+
+
 def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready, monkeypatch):
     from MambaSegmentationLib import dependencies
 

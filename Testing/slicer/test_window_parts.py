@@ -193,6 +193,15 @@ def test_an_image_that_is_loaded_later_goes_to_the_channel_that_has_none(opened,
     assert window.inputs.nodes()["T1"] is t1
 
 
+def test_images_that_modules_hide_are_not_guessed(opened, scene, addVolume):
+    window = opened[0].window
+    choose(window.ui.modelSelector, NAME)
+    hidden = addVolume(np.zeros((4, 4, 4), np.int16), np.eye(4), "T1 of a module")
+    hidden.SetHideFromEditors(1)
+    shown = addVolume(np.zeros((4, 4, 4), np.int16), np.eye(4), "T1")
+    waitFor(lambda: window.inputs.nodes()["T1"] is shown, 5)
+
+
 def test_what_is_no_installed_model_cannot_be_removed_as_one(ready):
     window, ui, _ = ready
     (window._segmenter.modelsFolder / "copied.zip").write_bytes(b"PK")
@@ -200,6 +209,7 @@ def test_what_is_no_installed_model_cannot_be_removed_as_one(ready):
     choose(ui.modelSelector, "copied.zip")
     assert "is not installed" in ui.modelDetails.toPlainText()
     assert not ui.removeButton.isEnabled()
+    assert ", of which 1 installed" in ui.modelDiskLabel.text()
     choose(ui.modelSelector, NAME)
     assert ui.removeButton.isEnabled()
 
@@ -215,6 +225,10 @@ def test_a_turned_region_is_told_to_be_segmented_as_its_upright_box(ready, obliq
     roi.SetAndObserveObjectToNodeMatrix(turn.GetMatrix())  # as its handles do
     assert ui.roiNoteLabel.isVisibleTo(ui.singleTab)
     assert "upright box around it" in ui.roiNoteLabel.text()
+    ui.modeTabs.setCurrentIndex(1)
+    window.show()
+    assert not ui.roiNoteLabel.isVisibleTo(ui.singleTab), "the other page has no room to give"
+    ui.modeTabs.setCurrentIndex(0)
     window._segmenter.workerCommand = thresholdWorker
     ui.applyButton.click()
     waitFor(lambda: not window._isBusy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from MambaSegLib.volume_io import read_channels, read_volume
 from MambaSegView.nodes import add_region
 from MambaSegView.session import Session
 from MambaSegView.settings import Settings
+from MambaSegView.viewer import _choices
 
 
 def main(folder: Path) -> dict[str, Any]:
@@ -60,7 +62,17 @@ def main(folder: Path) -> dict[str, Any]:
     session.set_region(False)
     said["region off"] = session.region is None
     said |= channels(folder)
+    said["copied"] = copied(folder)
     return said
+
+
+def copied(folder: Path) -> list[str]:
+    """The first model of the list, and what is wrong with it, where the person started with a file of the models' folder."""
+    os.chdir(folder / "models")
+    volume = read_volume(folder / "image.nrrd")
+    settings = Settings(volume, folder / "out.seg.nrrd", model="copied.zip", models_folder=folder / "models")
+    name, model = next(iter(_choices(Session(SlicerApp(), settings)).items()))
+    return [name, model.problem]
 
 
 def channels(folder: Path) -> dict[str, Any]:

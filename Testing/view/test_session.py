@@ -12,7 +12,7 @@ import pytest
 import tiny_model
 
 from MambaSegLib import read_labels
-from MambaSegLib.bundle import Bundle, load_bundle, save_bundle
+from MambaSegLib.bundle import Bundle, load_bundle, pack_bundle, save_bundle
 from MambaSegLib.geometry import Box
 from MambaSegLib.networks import create_network
 from MambaSegLib.plan import Label
@@ -61,6 +61,7 @@ def folder(tmp_path_factory, oblique_geometry, labels) -> Path:
     tiny_model.save(place / tiny_model.NAME)
     for name, channels in MODELS.items():
         save_model(load_bundle(place / tiny_model.NAME), place / "models" / name, channels)
+    pack_bundle(load_bundle(place / "models" / "net.t1"), place / "models" / "copied.zip")
     box = Box((2, 3, 4), (8, 12, 11))
     replace(labels, array=labels.array[box.slices], geometry=oblique_geometry.cropped(box)).write(
         place / "part.seg.nrrd"
@@ -144,3 +145,7 @@ def test_a_model_gets_the_channels_it_asks_for_or_the_one_that_is_shown(said):
     assert said["net.t1"] == {"T1": said["channel shown"]}
     assert said["net.other"] == {"": said["channel shown"]}
     assert said["net.strange"] == {"FLAIR": flair, "T1": said["channel shown"]}  # refused, with both lists
+
+
+def test_a_model_that_is_started_with_by_its_path_is_not_taken_for_a_copy_of_that_name(said):
+    assert said["copied"] == ["copied.zip", ""]
