@@ -53,11 +53,11 @@ def tune_scans(predictor: Predictor, reporter: Reporter) -> tuple[Tuned, ...]:
 
 
 def _scans_of(predictor: Predictor) -> set[Problem]:
-    """Those of single tiles, and of as many as are computed together."""
+    """Those of single tiles, and of as many as are computed together: fewer where memory does not suffice, as in a prediction."""
     import torch
 
     from MambaSegLib.devices import place
-    from MambaSegLib.memory_ladder import explain_lack_of_memory, tiles_at_a_time
+    from MambaSegLib.memory_ladder import MemoryLadder, Placement, explain_lack_of_memory, tiles_at_a_time
     from MambaSegLib.scan.triton_tuning import problems_met
 
     plan, ensemble, device = predictor.bundle.manifest.plan, predictor.ensemble, predictor.device
@@ -65,7 +65,12 @@ def _scans_of(predictor: Predictor) -> set[Problem]:
     noise = torch.randn((most, len(plan.channels), *plan.patch_size), generator=torch.Generator().manual_seed(0))
     for network in ensemble.networks:
         place(network, device)
-    with problems_met() as met, explain_lack_of_memory():
-        for tiles in sorted({1, most}):
-            ensemble.tile_probabilities(noise[:tiles].to(device), with_entropy=False)
-    return met
+
+    def watched(placement: Placement) -> set[Problem]:
+        with problems_met() as met:
+            ensemble.tile_probabilities(noise[: placement.tile_batch].to(device), with_entropy=False)
+        return met
+
+    with explain_lack_of_memory():
+        found = watched(Placement(device, device, 1))
+        return found if most == 1 else found | MemoryLadder(Placement(device, device, most)).run(watched)

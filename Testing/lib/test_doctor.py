@@ -22,6 +22,7 @@ from MambaSegLib.commands.estimate import estimate
 from MambaSegLib.predictor import Predictor
 from MambaSegLib.scan import pytorch_backend
 from MambaSegLib.scan.arguments import Scan
+from MambaSegLib.sliding_window import Ensemble
 from MambaSegLib.volume import Geometry, Volume
 from MambaSegLib.volume_io import write_volume
 
@@ -174,6 +175,21 @@ def test_scans_are_tuned_on_a_gpu_only(capsys: pytest.CaptureFixture[str], tiny_
     words = ["doctor", "--quick", "--tune", "--model", str(tiny_bundle.path), "--device", "cpu", "--scan", "pytorch"]
     assert main(words) == 3
     assert "on an NVIDIA GPU; here" in capsys.readouterr().err
+
+
+def test_scans_of_as_many_tiles_as_fit_are_tuned(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle) -> None:
+    pytest.importorskip("triton")
+    from MambaSegLib.scan.triton_tuning import config_for
+
+    def at_most_two(self: Ensemble, tiles: torch.Tensor, with_entropy: bool) -> None:
+        config_for("forward", torch.zeros(1, len(tiles), 16, 4), 2)  # as the scans ask
+        if len(tiles) > 2:
+            msg = "CUDA out of memory"
+            raise torch.OutOfMemoryError(msg)
+
+    monkeypatch.setattr(Ensemble, "tile_probabilities", at_most_two)
+    predictor = Predictor(tiny_bundle, device="cpu", scan="pytorch", tile_batch=8)
+    assert {problem.pairs for problem in scan_tuning._scans_of(predictor)} == {1, 2}
 
 
 def test_the_doctor_tells_what_tuning_gained(
