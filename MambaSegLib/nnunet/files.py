@@ -169,6 +169,8 @@ def _chosen(path: Path, folders: dict[str, str], configuration: str) -> str:
 def _nothing_there(path: Path, names: Sequence[str]) -> str:
     if any(name.endswith("plans.pkl") for name in names):
         return f"{path} is a model of nnU-Net's first version. Only models of nnU-Net v2 can be converted."
+    if any(_FOLD.fullmatch(name) for name in names):
+        return f"{path} holds {CHECKPOINT}, but no {PLANS} beside its fold: copy all of the folder that nnU-Net made."
     if any(name.endswith(".pth") for name in names):
         return f"{path} holds no {CHECKPOINT}: its training is not finished, or not all files were copied."
     return f"{path} holds no trained model of nnU-Net v2: {PLANS}, {DATASET} and {checkpoint_name('0')}, for example."

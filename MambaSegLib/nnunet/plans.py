@@ -100,8 +100,10 @@ def parse_plan(
         )
     except InputError:
         raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
-        msg = f"{file} is not as nnU-Net writes it ({error!r}) in the configuration {configuration}."
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        msg = (
+            f"{file} or its dataset.json is not as nnU-Net writes it ({error!r}) in the configuration {configuration}."
+        )
         raise InputError(msg) from error
 
 

@@ -193,7 +193,7 @@ def _load(content: bytes, name: str) -> Any:
         raise BundleError(msg) from None
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError) as error:
         first = str(error).partition("\n")[0]
-        msg = f"{damaged}: {first}."
+        msg = f"{damaged}: {first}." if first else f"{damaged}."
         raise BundleError(msg) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,13 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "axes that are none": (lambda plans: plans.update(transpose_forward=[0, 1, 1]), "transpose_forward"),
     "an heir of its own": (configuration(inherits_from="3d_fullres"), "inherits from itself"),
     "no plans": (lambda plans: plans.clear(), "nnU-Net's None does not read"),
+    "heirs without end": (
+        lambda plans: plans["configurations"].update(
+            {f"3d_{i}": {"inherits_from": f"3d_{i + 1}"} for i in range(5000)},
+            **{"3d_fullres": {"inherits_from": "3d_0"}},
+        ),
+        "not as nnU-Net writes it .*recursion",
+    ),
     "a spacing in the plane": (configuration(spacing=[1, 1]), "not as nnU-Net writes it .*expected 3, got 2"),
     "words for numbers": (configuration(spacing=["a", 1, 1]), "not as nnU-Net writes it .*could not convert"),
     "a stride of zero": (architecture(strides=[[1, 1, 1], [0, 2, 2], [2, 2, 2]]), "not as nnU-Net writes it .*by zero"),
@@ -327,15 +335,16 @@ def test_a_plain_pickle_in_the_place_of_a_checkpoint_is_refused_and_runs_nothing
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-def test_a_checkpoint_saved_with_numpy_1_is_read_with_numpy_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray\n", b"numpy._core.multiarray\n"])
+def test_a_checkpoint_is_read_whether_it_was_saved_with_numpy_1_or_2(tmp_path: Path, module: bytes) -> None:
     folder = NnunetModel().write(tmp_path / "results")
     file = folder / "fold_0" / "checkpoint_final.pth"
     with zipfile.ZipFile(file) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in content.items():
-            archive.writestr(name, data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
-    assert any(b"numpy._core" in data for data in content.values())
+            archive.writestr(name, re.sub(rb"numpy\._?core\.multiarray\n", module, data))
+    assert any(b"core.multiarray\n" in data for data in content.values())
     assert convert_nnunet(folder, tmp_path / "bundle", Choices()).fold_indices == (0,)
 
 
@@ -412,11 +421,14 @@ def test_an_archive_that_climbs_out_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_trained_model_is_told_apart(tmp_path: Path) -> None:
     folder = NnunetModel().write(tmp_path / "results")
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    (tmp_path / "part" / "fold_0").mkdir(parents=True)
+    (tmp_path / "part" / "fold_0" / "checkpoint_final.pth").write_bytes(b"")
     (tmp_path / "first" / "fold_0").mkdir(parents=True)
     (tmp_path / "first" / "plans.pkl").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     for place, message in (
         (folder, "its training is not finished"),
+        (tmp_path / "part", "no plans.json beside its fold"),
         (tmp_path / "first", "nnU-Net's first version"),
         (tmp_path / "empty", "holds no trained model of nnU-Net v2"),
         (tmp_path / "nowhere", "does not exist"),
