@@ -88,8 +88,7 @@ def preprocess(volume: Volume, plan: Plan, *, roi: Box | None = None) -> Preproc
     if not (low >= -LARGEST and high <= LARGEST):  # also where one is NaN
         msg = (
             f"{volume.name}: values from {low:g} to {high:g} are no intensities that can be computed with. Correct the "
-            "image; NaN and infinite voxels are replaced by --replace-nonfinite 0, in Python by "
-            "read_volume(path, replace_nonfinite=0)."
+            "image; in Python, read_volume(path, replace_nonfinite=0) replaces NaN and infinite voxels."
         )
         raise InputError(msg)
     _normalize_channels(image, plan)

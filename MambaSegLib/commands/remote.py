@@ -47,11 +47,13 @@ class _Job:
     Attributes:
         words: The command there.
         files: Name there -> file here.
+        inputs: Name there -> file or folder here, as the words name it.
         results: Name there -> where it goes here; a folder's name ends with "/".
     """
 
     words: list[str]
     files: dict[str, Path] = field(default_factory=dict)
+    inputs: dict[str, Path] = field(default_factory=dict, kw_only=True)
     results: dict[str, Path] = field(default_factory=dict)
 
 
@@ -140,11 +142,11 @@ def _relay(message: dict[str, Any], job: _Job, reporter: Reporter) -> None:
     if event == "progress":
         reporter.progress(Progress(**message["progress"]), **message["details"])
     elif event == "log":
-        reporter.log("warning" if message["level"] == "warning" else "info", str(message["message"]))
+        reporter.log("warning" if message["level"] == "warning" else "info", _here(str(message["message"]), job))
     elif event == "result":
         reporter.result(_here(message["text"], job), **{k: _here(v, job) for k, v in message["details"].items()})
     elif event == "error":
-        raise _KINDS.get(int(message["code"]), MambaSegError)(str(message["message"]))
+        raise _KINDS.get(int(message["code"]), MambaSegError)(_here(str(message["message"]), job))
 
 
 def _job(words: Sequence[str]) -> _Job:
@@ -164,6 +166,7 @@ def _job(words: Sequence[str]) -> _Job:
             job.results[names[str(path)]] = path
     elif words[0] == "batch":
         names[str(parsed.folder)] = _add(job, parsed.folder, "in/images", leave_out=parsed.output)
+        job.inputs["in/images"] = parsed.folder
         names[str(parsed.output)] = f"{OUT}/cases"
         job.results[f"{OUT}/cases/"] = parsed.output
         if parsed.output.is_dir():  # what an earlier run has done there is skipped there, too
@@ -171,7 +174,9 @@ def _job(words: Sequence[str]) -> _Job:
     inputs = getattr(parsed, "inputs", None) or getattr(parsed, "input", None) or ()
     for number, word in enumerate(inputs):
         name, path = _named(word)
-        names[word] = name + _add(job, path, f"in/{number}")
+        there = _add(job, path, f"in/{number}")
+        names[word] = name + there
+        job.inputs[there] = path
     job.words = list(_there(_without_model(words), names))
     if words[0] != "doctor" or inputs:
         bundle = load_bundle(parsed.model, models_dir=parsed.models_dir)
@@ -242,12 +247,13 @@ def _place(job: _Job, message: dict[str, Any]) -> Path:
 
 
 def _here(value: Any, job: _Job) -> Any:
-    """Names of files there as names of files here, in what a result says."""
-    if not isinstance(value, str):
+    """Names of files there as names of files here, in what is said there."""
+    places = job.inputs | {name.rstrip("/"): path for name, path in job.results.items()}
+    if not isinstance(value, str) or not places:
         return value
-    for name, path in job.results.items():
-        value = value.replace(name.rstrip("/"), str(path))
-    return value
+    # All in one go: a path here may hold what is a name there.
+    names = "|".join(map(re.escape, sorted(places, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w/])({names})(?!\w)", lambda found: str(places[found[0]]), value)
 
 
 def _lost(process: subprocess.Popen[bytes], host: str, last_words: Callable[[], str]) -> MambaSegError:

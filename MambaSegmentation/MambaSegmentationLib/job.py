@@ -156,8 +156,9 @@ class Job:
         """The worker has ended, one way or another."""
 
     def _call(self, paths: Sequence[Path], names: Sequence[str]) -> None:
-        """Give files of `_folder` the names a person knows them by."""
-        self._fileNames |= {str(path): name for path, name in zip(paths, names, strict=True)}
+        """Give files of `_folder`, which the worker also calls by their stems, the names a person knows them by."""
+        for path, name in zip(paths, names, strict=True):
+            self._fileNames |= {str(path): name, path.stem: name}
 
     def _readable(self, text: str) -> str:
         """What the worker said, for a person who sees the scene and not the command line."""

@@ -16,7 +16,7 @@ import pytest
 
 from MambaSegLib.__main__ import main
 from MambaSegLib.bundle import Bundle
-from MambaSegLib.commands.remote import _Job, _job, _place
+from MambaSegLib.commands.remote import _here, _Job, _job, _place
 from MambaSegLib.commands.wire import Wire, safe_name
 from MambaSegLib.errors import InputError
 from MambaSegLib.volume import Geometry
@@ -92,6 +92,7 @@ def test_a_folder_is_resumed_from_what_is_here(
         text = capsys.readouterr().out
         assert expected in text
         assert f"Table: {tmp_path / 'out' / 'outcomes.csv'}" in text
+        assert f"b: failed. {source / 'b.nrrd'}" in text
         assert (tmp_path / "out" / "a.seg.nrrd").is_file()
 
 
@@ -176,7 +177,7 @@ def test_what_is_refused_there_is_an_error_here(
     (tmp_path / "bad.nrrd").write_bytes(b"no image")
     words = ["segment", str(tmp_path / "bad.nrrd"), "-o", str(tmp_path / "x.nrrd"), "--model", str(tiny_bundle.path)]
     assert main([*there, *words]) == 2
-    assert "bad.nrrd" in capsys.readouterr().err
+    assert str(tmp_path / "bad.nrrd") in capsys.readouterr().err, "not by its name there"
     assert not (tmp_path / "x.nrrd").exists()
 
 
@@ -300,3 +301,12 @@ def test_results_inside_the_folder_of_images_are_not_sent_as_images(
     job = _job(["batch", str(images), "-o", str(images / "out"), "--model", str(tiny_bundle.path)])
     assert [name for name in job.files if name.startswith("in/images")] == ["in/images/i.nrrd"]
     assert "out/cases/i.seg.nrrd" in job.files
+
+
+def test_what_is_said_there_names_the_files_here_even_where_their_names_are_alike() -> None:
+    inputs = {"in/0/a.nrrd": Path("/x/in/1/b.nrrd"), "in/1/b.nrrd": Path("out/cases/b.nrrd")}
+    job = _Job([], results={"out/cases/": Path("/y")}, inputs=inputs)
+    said = "in/0/a.nrrd and in/1/b.nrrd, begin/0/a.nrrd: see out/cases/table.csv"
+    expected = f"{Path('/x/in/1/b.nrrd')} and {Path('out/cases/b.nrrd')}, begin/0/a.nrrd: see {Path('/y')}/table.csv"
+    assert _here(said, job) == expected
+    assert _here(said, _Job([])) == said

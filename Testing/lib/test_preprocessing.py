@@ -317,7 +317,7 @@ def test_values_that_cannot_be_computed_with_are_refused(value, kind):
     array = np.zeros((2, 2, 2), kind)
     with np.errstate(over="ignore"):
         array[1, 0, 1] = value
-    with pytest.raises(InputError, match=r"no intensities that can be computed with.*--replace-nonfinite"):
+    with pytest.raises(InputError, match=r"no intensities that can be computed with.*read_volume"):
         preprocess(axial(array), make_plan(normalization=Normalization("zscore")))
 
 

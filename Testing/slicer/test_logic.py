@@ -82,6 +82,13 @@ def test_what_the_library_refuses_reaches_the_caller_in_its_words(segmenter, add
     assert run.state == "failed"
 
 
+def test_what_the_library_says_of_voxels_names_the_image_too(segmenter, addVolume):
+    run = start(segmenter, addVolume(np.full((6, 6, 6), 1e300), np.eye(4), "too bright"))
+    with pytest.raises(InputError, match=r"^too bright: values from") as refused:
+        run.wait(300)
+    assert "--" not in str(refused.value), "there is no command line"
+
+
 def test_what_is_said_of_nan_can_be_done_in_slicer(segmenter, image):
     array = slicer.util.arrayFromVolume(image).astype(np.float32)
     array[0, 0, :3] = np.nan, np.inf, -np.inf
