@@ -74,15 +74,7 @@ class TrainedModel:
         Raises:
             InputError: If it is missing, too large, or no JSON object.
         """
-        try:
-            content = json.loads(self._read(name, _MAX_JSON_BYTES))
-        except (ValueError, RecursionError) as error:
-            msg = f"{name} in {self._files.path} cannot be read as JSON: {error}."
-            raise InputError(msg) from None
-        if not isinstance(content, dict):
-            msg = f"{name} in {self._files.path} must hold an object."
-            raise InputError(msg)
-        return content
+        return json_object(self._read(name, _MAX_JSON_BYTES), f"{name} in {self._files.path}")
 
     def read_checkpoint(self, fold: str) -> bytes:
         """The checkpoint of a fold, unopened.
@@ -107,6 +99,27 @@ class TrainedModel:
             msg = f"{name} in {self._files.path} has {size} bytes; at most {limit} are read."
             raise InputError(msg)
         return self._files.read(self._top + name)
+
+
+def json_object(text: str | bytes, name: str) -> dict[str, Any]:
+    """Content of one of nnU-Net's JSON files.
+
+    Args:
+        text: The file's content.
+        name: What to call it in a message.
+
+    Raises:
+        InputError: If it is no JSON object.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{name} cannot be read as JSON: {error}."
+        raise InputError(msg) from None
+    if not isinstance(content, dict):
+        msg = f"{name} must hold an object."
+        raise InputError(msg)
+    return content
 
 
 def checkpoint_name(fold: str) -> str:

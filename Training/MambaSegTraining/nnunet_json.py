@@ -5,13 +5,13 @@ Source: the files nnU-Net 2.1 to 2.8 write.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from MambaSegLib.errors import InputError
+from MambaSegLib.nnunet.files import json_object
 from MambaSegLib.nnunet.plans import AXIAL, lengths, parse_plan, read_configuration
 from MambaSegLib.plan import IntTriple, OptionValue, Plan, Triple
 from MambaSegTraining.fingerprint import CaseFacts, ChannelFacts, DatasetFingerprint
@@ -102,14 +102,11 @@ def read_nnunet_plan(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         msg = f"{path} cannot be read as JSON: {error}."
         raise InputError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{path} must hold an object."
-        raise InputError(msg)
-    return content
+    return json_object(text, str(path))
 
 
 def _case_facts(number: int, spacing: Sequence[float], shape: Sequence[int], share: float) -> CaseFacts:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from MambaSegLib.download import sha256_of
 from MambaSegTraining.case_sources import known_content_hash
 from MambaSegTraining.dataset import Case
 from MambaSegTraining.json_hash import json_hash
@@ -32,7 +32,7 @@ def basis_of(run: RunFolder, weights_file: Path, weights: str, cases: Sequence[C
     """
     plan = run.read_plan()
     return ScoresBasis(
-        weights=hashlib.sha256(weights_file.read_bytes()).hexdigest(),
+        weights=sha256_of(weights_file),
         plan=plan_hash(run.plan_file),
         structures=json_hash([[one.name, one.values, one.tolerance_mm] for one in structures(run)]),
         files=json_hash([[case.name, known_content_hash(run.store, case, plan)] for case in cases]),
